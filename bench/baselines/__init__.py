@@ -1,0 +1,1 @@
+"""What subspan is timed against: the code people copy and the best plain PyTorch, each written from its description."""

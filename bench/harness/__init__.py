@@ -1,0 +1,1 @@
+"""What measures: cases, clocks, the machine's limits, and the report."""

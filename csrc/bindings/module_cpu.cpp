@@ -1,0 +1,82 @@
+// The CPU module: a list of registrations, nothing else. Every function checks its views, releases the GIL and runs.
+// Arguments come in the order of the Python registration: inputs, outputs, saved arrays, parameters, threads.
+#include "bindings/array_arg.h"
+#include "core/measure.h"
+#include "core/parallel.h"
+#include "ops/coding_rate/class_coding_rates.h"
+#include "ops/coding_rate/coding_rate.h"
+#include "ops/coding_rate/rate_operator.h"
+#include "ops/coding_rate/rate_reduction.h"
+#include "ops/coding_rate/spd_logdet.h"
+
+namespace subspan {
+namespace {
+
+constexpr Device kDevice = Device::cpu;
+
+void bind_coding_rate(py::module_& m) {
+  m.def("spd_logdet", [](py::handle A, py::handle logdet, py::handle info, py::handle inverse, int threads) {
+    const ArrayArg a(A, "A"), out(logdet, "logdet");
+    const OptionalArrayArg inv(inverse, "inverse"), status(info, "info");
+    check_spd_logdet(a.view(), out.view(), inv.view(), status.view(), kDevice);
+    py::gil_scoped_release unlocked;
+    spd_logdet_cpu(a.view(), out.view(), inv.view(), status.view(), threads);
+  });
+  m.def("coding_rate", [](py::handle Z, py::handle weights, py::handle rate, py::handle info, py::handle d_Z, py::handle d_weights,
+                          double alpha, double eps2, double scale, int side, int threads) {
+    const ArrayArg z(Z, "Z"), out(rate, "rate");
+    const OptionalArrayArg w(weights, "weights"), status(info, "info"), dz(d_Z, "d_Z"), dw(d_weights, "d_weights");
+    check_coding_rate(z.view(), w.view(), out.view(), status.view(), dz.view(), dw.view(), kDevice);
+    const CodingRateParameters parameters{alpha, eps2, scale, static_cast<Side>(side)};
+    py::gil_scoped_release unlocked;
+    coding_rate_cpu(z.view(), w.view(), out.view(), status.view(), dz.view(), dw.view(), parameters, threads);
+  });
+  m.def("class_coding_rates",
+        [](py::handle Z, py::handle labels, py::handle rates, py::handle mass, py::handle d_Z, double eps2,
+           index_t classes, int threads) {
+          const ArrayArg z(Z, "Z"), y(labels, "labels"), out(rates, "rates"), count(mass, "mass");
+          const OptionalArrayArg dz(d_Z, "d_Z");
+          check_class_coding_rates(z.view(), y.view(), out.view(), count.view(), dz.view(), classes, kDevice);
+          py::gil_scoped_release unlocked;
+          class_coding_rates_cpu(z.view(), y.view(), out.view(), count.view(), dz.view(), eps2, classes, threads);
+        });
+  m.def("rate_reduction", [](py::handle Z, py::handle labels, py::handle delta, py::handle d_Z, double eps2, index_t classes,
+                             double gamma, int threads) {
+    const ArrayArg z(Z, "Z"), y(labels, "labels"), out(delta, "delta");
+    const OptionalArrayArg dz(d_Z, "d_Z");
+    check_rate_reduction(z.view(), y.view(), out.view(), dz.view(), kDevice);
+    py::gil_scoped_release unlocked;
+    rate_reduction_cpu(z.view(), y.view(), out.view(), dz.view(), eps2, classes, gamma, threads);
+  });
+  m.def("rate_operator", [](py::handle Z, py::handle result, double alpha, int threads) {
+    const ArrayArg z(Z, "Z"), out(result, "result");
+    check_rate_operator(z.view(), out.view(), kDevice);
+    py::gil_scoped_release unlocked;
+    rate_operator_cpu(z.view(), out.view(), alpha, threads);
+  });
+}
+
+#ifdef SUBSPAN_SANITIZE
+// Reads one entry past a heap buffer, so that the tests can see that the sanitizer would have seen it.
+int sanitizer_selftest() {
+  std::vector<int> buffer(4, 1);
+  const volatile int* data = buffer.data();
+  return data[4];
+}
+#endif
+
+}  // namespace
+}  // namespace subspan
+
+PYBIND11_MODULE(SUBSPAN_MODULE_NAME, m, pybind11::mod_gil_not_used()) {
+  using namespace subspan;
+  m.attr("version") = SUBSPAN_VERSION;
+  m.attr("level") = SUBSPAN_CPU_LEVEL;
+  m.def("max_threads", [] { return omp_get_max_threads(); });
+  m.def("measure_fma_peak", &measure_fma_peak, py::arg("seconds"), py::arg("threads"));
+  m.def("gemm_benchmark", &measure_gemm, py::arg("n"), py::arg("repeats"));
+  bind_coding_rate(m);
+#ifdef SUBSPAN_SANITIZE
+  m.def("sanitizer_selftest", &sanitizer_selftest);
+#endif
+}

@@ -1,0 +1,118 @@
+// Step one of every op: bring rows of the caller's array into panels.
+#pragma once
+#include "core/dispatch.h"
+#include "core/gemm.h"
+#include "core/half.h"
+#include "core/tensor_view.h"
+
+namespace subspan {
+
+// The rows of an (n, d) array as the micro-kernel wants them: of type T, optionally gathered through `order` and scaled
+// row by row. Entries of another type, with a column stride, or scaled are converted on the way; others are read in place.
+template <class T>
+class Rows {
+ public:
+  Rows(const void* data, DType dtype, index_t row_step, index_t column_step)
+      : data_(static_cast<const char*>(data)), row_step_(row_step), column_step_(column_step), dtype_(dtype) {}
+
+  Rows gathered(const index_t* order) const {
+    Rows rows = *this;
+    rows.order_ = order;
+    return rows;
+  }
+  Rows scaled(const T* scale) const {
+    Rows rows = *this;
+    rows.scale_ = scale;
+    return rows;
+  }
+
+  // `count` neighbouring entries of one row: where they lie, or a converted copy in `scratch`.
+  const T* read(index_t row, index_t column, index_t count, T* scratch) const {
+    const index_t source = order_ ? order_[row] : row;
+    const index_t offset = source * row_step_ + column * column_step_;
+    constexpr DType own = sizeof(T) == 4 ? DType::f32 : DType::f64;
+    if (dtype_ == own && column_step_ == 1 && !scale_) return reinterpret_cast<const T*>(data_) + offset;
+    switch (dtype_) {
+      case DType::f32: convert<float>(offset, count, scratch); break;
+      case DType::f64: convert<double>(offset, count, scratch); break;
+      case DType::bf16: convert<BFloat16>(offset, count, scratch); break;
+      default: convert<Float16>(offset, count, scratch); break;
+    }
+    if (scale_) {
+      for (index_t i = 0; i < count; ++i) scratch[i] *= scale_[row];
+    }
+    return scratch;
+  }
+
+ private:
+  template <class Stored>
+  void convert(index_t offset, index_t count, T* out) const {
+    const Stored* from = reinterpret_cast<const Stored*>(data_) + offset;
+    if (column_step_ == 1) {
+      for (index_t i = 0; i < count; ++i) out[i] = static_cast<T>(from[i]);
+    } else {
+      for (index_t i = 0; i < count; ++i) out[i] = static_cast<T>(from[i * column_step_]);
+    }
+  }
+
+  const char* data_;
+  index_t row_step_, column_step_;
+  DType dtype_;
+  const index_t* order_ = nullptr;
+  const T* scale_ = nullptr;
+};
+
+// to[k][c] = rows[first_row + k][first_column + c]: columns of the array are columns of the panels. Panels are dealt to
+// the team; columns beyond `columns` up to a whole vector become zero.
+template <class T>
+void pack_columns(const Rows<T>& rows, index_t first_row, index_t row_count, index_t first_column, index_t columns,
+                  const Panels<T>& to, Team team = Team()) {
+  T scratch[kPanelWidth<T>];
+  for (index_t p = team.rank(); p * to.width < columns; p += team.size()) {
+    const index_t count = std::min(to.width, columns - p * to.width);
+    T* out = to.panel(p);
+    for (index_t k = 0; k < row_count; ++k, out += to.width) {
+      const T* in = rows.read(first_row + k, first_column + p * to.width, count, scratch);
+      index_t c = 0;
+      for (; c + kLanes<T> <= count; c += kLanes<T>) store(out + c, load(in + c));
+      if (c < count) store(out + c, load_partial(in + c, count - c));
+    }
+  }
+}
+
+// to[k][r] = rows[first_row + r][first_column + k]: rows of the array are columns of the panels (a transposed copy).
+// Panels are dealt to the team; rows beyond `row_count` up to a whole vector, and to a whole row tile, become zero.
+template <class T>
+void pack_rows(const Rows<T>& rows, index_t first_row, index_t row_count, index_t first_column, index_t column_count,
+               const Panels<T>& to, Team team = Team()) {
+  constexpr index_t lanes = kLanes<T>;
+  constexpr index_t chunk = 256;
+  T scratch[lanes][chunk];
+  for (index_t p = team.rank(); p * to.width < row_count; p += team.size()) {
+    for (index_t r = p * to.width; r < std::min((p + 1) * to.width, round_up(row_count, std::max<index_t>(lanes, kTileRows))); r += lanes) {
+      const index_t present = std::clamp<index_t>(row_count - r, 0, lanes);
+      for (index_t k0 = 0; k0 < column_count; k0 += chunk) {
+        const index_t depth = std::min(chunk, column_count - k0);
+        const T* in[lanes];
+        for (index_t i = 0; i < present; ++i) {
+          in[i] = rows.read(first_row + r + i, first_column + k0, depth, scratch[i]);
+        }
+        T* out = to.column(r) + k0 * to.width;
+        index_t k = 0;
+        for (; k + lanes <= depth; k += lanes) {
+          Vec<T> square[lanes];
+#pragma GCC unroll 16
+          for (index_t i = 0; i < lanes; ++i) square[i] = i < present ? load(in[i] + k) : Vec<T>{};
+          transpose_square<T>(square);
+#pragma GCC unroll 16
+          for (index_t i = 0; i < lanes; ++i) store(out + (k + i) * to.width, square[i]);
+        }
+        for (; k < depth; ++k) {
+          for (index_t i = 0; i < lanes; ++i) out[k * to.width + i] = i < present ? in[i][k] : T(0);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace subspan

@@ -1,0 +1,100 @@
+// Fixed-width vectors written with GCC/Clang vector extensions: plain operators, no intrinsics, every architecture.
+// The width follows the instruction set the file is compiled for: wider vectors would be emulated badly.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <utility>
+
+namespace subspan {
+
+using index_t = std::int64_t;
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+template <class T>
+constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(T));
+
+namespace detail {
+template <class T>
+struct VectorOf {
+  typedef T type __attribute__((vector_size(kVectorBytes)));
+};
+}  // namespace detail
+
+template <class T>
+using Vec = typename detail::VectorOf<T>::type;
+
+template <class T>
+inline Vec<T> load(const T* from) {
+  Vec<T> v;
+  std::memcpy(&v, from, sizeof v);
+  return v;
+}
+
+template <class T>
+inline void store(T* to, Vec<T> v) {
+  std::memcpy(to, &v, sizeof v);
+}
+
+// The first `count` lanes; the others are zero.
+template <class T>
+inline Vec<T> load_partial(const T* from, index_t count) {
+  T lanes[kLanes<T>] = {};
+  for (index_t i = 0; i < count; ++i) lanes[i] = from[i];
+  return load(lanes);
+}
+
+template <class T>
+inline Vec<T> broadcast(T value) {
+  return Vec<T>{} + value;
+}
+
+inline Vec<float> square_root(Vec<float> v) {
+  for (int i = 0; i < kLanes<float>; ++i) v[i] = std::sqrt(v[i]);
+  return v;
+}
+inline Vec<double> square_root(Vec<double> v) {
+  for (int i = 0; i < kLanes<double>; ++i) v[i] = std::sqrt(v[i]);
+  return v;
+}
+inline float square_root(float v) { return std::sqrt(v); }
+inline double square_root(double v) { return std::sqrt(v); }
+
+namespace detail {
+template <class T, int... I>
+inline Vec<T> zip_low(Vec<T> a, Vec<T> b, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(a, b, (I / 2 + (I % 2) * kLanes<T>)...);
+}
+template <class T, int... I>
+inline Vec<T> zip_high(Vec<T> a, Vec<T> b, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(a, b, (I / 2 + kLanes<T> / 2 + (I % 2) * kLanes<T>)...);
+}
+}  // namespace detail
+
+// Transposes a square of kLanes x kLanes entries in registers. Zipping row i with row i + kLanes/2 is one step of a
+// perfect shuffle of all entries; log2(kLanes) such steps exchange the row bits of every index with its column bits.
+template <class T>
+inline void transpose_square(Vec<T> (&rows)[kLanes<T>]) {
+  constexpr int lanes = kLanes<T>;
+  using Lanes = std::make_integer_sequence<int, lanes>;
+#pragma GCC unroll 4
+  for (int step = 1; step < lanes; step *= 2) {
+    Vec<T> next[lanes];
+#pragma GCC unroll 16
+    for (int i = 0; i < lanes / 2; ++i) {
+      next[2 * i] = detail::zip_low<T>(rows[i], rows[i + lanes / 2], Lanes{});
+      next[2 * i + 1] = detail::zip_high<T>(rows[i], rows[i + lanes / 2], Lanes{});
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < lanes; ++i) rows[i] = next[i];
+  }
+}
+
+}  // namespace subspan

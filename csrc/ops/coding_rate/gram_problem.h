@@ -1,0 +1,276 @@
+// The computation that every coding rate is made of: for rows z_i with square-root weights r_i, Z' = diag(r) Z,
+//
+//   rate     = logdet(I + alpha Z'^T Z') = logdet(I + alpha Z' Z'^T)
+//   gradient = coefficient * diag(r) (Z' M),  M = (I + alpha Z'^T Z')^{-1},  equally  coefficient * diag(r) (K^{-1} Z')
+//
+// in four steps: pack rows into panels, multiply to the Gram matrix of the smaller side, factor it with the identity
+// kept implicit, and finish with the product that is the gradient.
+#pragma once
+#include "core/batch.h"
+#include "core/pack.h"
+#include "core/small_matrix/inverse.h"
+
+namespace subspan {
+
+enum class Side { kAuto, kSamples, kFeatures };
+
+// Above this trace of alpha * Gram, float32 loses the small eigenvalues and the item is computed in float64: the
+// relative error of log1p of the smallest eigenvalue is about trace * 2^-24.
+constexpr double kPromotionTrace = 1e4;
+
+struct GramProblem {
+  const void* data = nullptr;
+  DType dtype = DType::other;
+  index_t row_step = 0, column_step = 0;
+  const index_t* order = nullptr;     // sample i is row order[i]; null: row i
+  const double* root_weights = nullptr;  // r_i; null: 1
+  index_t samples = 0, features = 0;
+  double alpha = 0;
+  Side side = Side::kAuto;
+
+  bool on_samples() const { return side == Side::kSamples || (side == Side::kAuto && samples < features); }
+  index_t factored() const { return on_samples() ? samples : features; }
+  index_t summed() const { return on_samples() ? features : samples; }
+
+  // Gram matrix and factor; three times that with the gradient.
+  double flops(bool gradient) const {
+    const double size = static_cast<double>(factored());
+    return (gradient ? 3 : 1) * size * size * (static_cast<double>(summed()) + size / 3);
+  }
+};
+
+// The problem of one batch item of Z.
+inline GramProblem gram_problem(const TensorView& Z, index_t item, double alpha = 0, Side side = Side::kAuto) {
+  GramProblem problem;
+  problem.data = batch_item(Z, 2, item);
+  problem.dtype = Z.dtype;
+  problem.row_step = Z.step(-2);
+  problem.column_step = Z.step(-1);
+  problem.samples = Z.size(-2);
+  problem.features = Z.size(-1);
+  problem.alpha = alpha;
+  problem.side = side;
+  return problem;
+}
+
+// Where a gradient goes: row i of the problem to row order[i] of a packed (n, d) array of float or double.
+struct GradientTarget {
+  void* data = nullptr;
+  bool is_double = false;
+  double coefficient = 1;
+  bool add = false;
+};
+
+struct GramRate {
+  double log_det = 0;
+  std::int32_t clamped = 0;  // pivots clamped; -1 for input that is not finite
+  bool promote = false;      // the trace asks for float64; nothing else was computed
+};
+
+template <class T>
+class GramSolver {
+ public:
+  // Takes all shared memory, so that solve() has no reason to throw while a team waits.
+  GramSolver(const GramProblem& problem, bool gradient, Workspace& workspace)
+      : problem_(problem), rows_(problem.data, problem.dtype, problem.row_step, problem.column_step) {
+    const index_t size = problem.factored();
+    if (problem.order) rows_ = rows_.gathered(problem.order);
+    if (problem.root_weights) {
+      root_ = workspace.take<T>(problem.samples);
+      std::copy(problem.root_weights, problem.root_weights + problem.samples, root_);
+      rows_ = rows_.scaled(root_);
+    }
+    factor_ = Factor<T>::take(size, workspace);
+    block_ = std::clamp<index_t>((kPackBytes / sizeof(T)) / std::max<index_t>(size, 1) / 64 * 64, 64, 512);
+    block_ = std::min(block_, round_up(problem.summed(), kLanes<T>));
+    packed_ = {workspace.take<T>(panel_elements<T>(block_, size)), block_, panel_width<T>(size)};
+    if (gradient) work_ = {workspace.take<T>(panel_elements<T>(factor_.lower.depth, size)), factor_.lower.depth, factor_.lower.width};
+  }
+
+  // The steps below are run by every member of the team; `result` is complete when all have returned.
+
+  // Gram matrix, factor and log determinant. False where the item must be promoted to float64.
+  bool factor(GramRate& result, Team team) const {
+    form_gram(team);
+    const double trace = gram_trace();
+    if (sizeof(T) == 4 && trace > kPromotionTrace) {
+      if (team.rank() == 0) result.promote = true;
+      return false;
+    }
+    PivotLog<double, double, Pivot::kIdentity> log;
+    cholesky(factor_, log, team);
+    if (team.rank() == 0) {
+      result.log_det = log.log();
+      result.clamped = log.info();
+    }
+    return true;
+  }
+
+  // The full symmetric M (features side) or K^{-1} (samples side).
+  const Panels<T>& invert(Team team) const {
+    inverse(factor_, work_, factor_.lower, team);
+    return factor_.lower;
+  }
+
+  void gradient(const GradientTarget& target, Team team) const {
+    invert(team);
+    if (target.is_double) {
+      write_gradient<double>(target, team);
+    } else {
+      write_gradient<float>(target, team);
+    }
+  }
+
+ private:
+  static constexpr index_t kPackBytes = 512 << 10;  // half of a typical second-level cache
+
+  void form_gram(Team team) const {
+    const index_t size = problem_.factored();
+    const index_t summed = problem_.summed();
+    if (summed == 0 && team.rank() == 0) std::fill_n(factor_.lower.data, panel_elements<T>(factor_.lower.depth, size), T(0));
+    team.barrier();
+    for (index_t k = 0; k < summed; k += block_) {
+      const index_t depth = std::min(block_, summed - k);
+      if (problem_.on_samples()) {
+        pack_rows(rows_, 0, size, k, depth, packed_, team);
+      } else {
+        pack_columns(rows_, k, depth, 0, size, packed_, team);
+      }
+      team.barrier();
+      const T scale = k + depth == summed ? static_cast<T>(problem_.alpha) : T(1);
+      multiply(packed_, size, packed_, size, depth, Part::kUpper, team, StorePanels<T>{factor_.lower, k > 0, scale});
+      team.barrier();
+    }
+  }
+
+  double gram_trace() const {
+    double trace = 0;
+    for (index_t i = 0; i < problem_.factored(); ++i) trace += static_cast<double>(*factor_.lower.at(i, i));
+    return trace;
+  }
+
+  template <class Out>
+  struct StoreGradient {
+    const GramProblem& problem;
+    Out* data;
+    const T* root;
+    T coefficient;
+    bool add;
+    index_t row0, rows, column0, columns;
+
+    template <int Vectors>
+    [[gnu::always_inline]] void operator()(index_t row, index_t column, Vec<T> (&sums)[kTileRows][Vectors]) const {
+#pragma GCC unroll 8
+      for (int i = 0; i < kTileRows; ++i) {
+        if (row + i >= rows) break;
+        const index_t sample = row0 + row + i;
+        const T scale = root ? coefficient * root[sample] : coefficient;
+        const index_t target_row = problem.order ? problem.order[sample] : sample;
+        Out* target = data + target_row * problem.features + column0 + column;
+#pragma GCC unroll 3
+        for (int v = 0; v < Vectors; ++v) {
+          put(target + v * kLanes<T>, sums[i][v] * scale, columns - column - v * kLanes<T>);
+        }
+      }
+    }
+    [[gnu::always_inline]] void put(Out* target, Vec<T> value, index_t count) const {
+      if (std::is_same_v<T, Out> && count >= kLanes<T>) {
+        T* same = reinterpret_cast<T*>(target);
+        store(same, add ? load(same) + value : value);
+        return;
+      }
+      for (index_t lane = 0; lane < std::min<index_t>(count, kLanes<T>); ++lane) {
+        target[lane] = static_cast<Out>(add ? static_cast<T>(target[lane]) + value[lane] : value[lane]);
+      }
+    }
+  };
+
+  template <class Out>
+  void write_gradient(const GradientTarget& gradient, Team team) const {
+    const index_t samples = problem_.samples, features = problem_.features;
+    const index_t width = kPanelWidth<T>;
+    const Panels<T>& inverse = factor_.lower;
+    Workspace workspace;
+    const index_t size = problem_.factored();
+    const Panels<T> strip{workspace.take<T>(size * width), size, width};
+    StoreGradient<Out> finish{problem_, static_cast<Out*>(gradient.data), root_, static_cast<T>(gradient.coefficient),
+                              gradient.add, 0, samples, 0, features};
+    const index_t strips = ((problem_.on_samples() ? features : samples) + width - 1) / width;
+    for (index_t s = team.rank(); s < strips; s += team.size()) {
+      const index_t first = s * width;
+      if (problem_.on_samples()) {
+        finish.column0 = first;
+        finish.columns = std::min(width, features - first);
+        pack_columns(rows_, 0, samples, first, finish.columns, strip);
+        multiply(inverse, samples, strip, finish.columns, samples, Part::kAll, Team(), finish);
+      } else {
+        finish.row0 = first;
+        finish.rows = std::min(width, samples - first);
+        pack_rows(rows_, first, finish.rows, 0, features, strip);
+        multiply(strip, finish.rows, inverse, features, features, Part::kAll, Team(), finish);
+      }
+    }
+  }
+
+  GramProblem problem_;
+  Rows<T> rows_;
+  T* root_ = nullptr;
+  Factor<T> factor_;
+  Panels<T> packed_, work_;
+  index_t block_ = 0;
+};
+
+// Runs body(solver, result, team) with a team of `threads`, in float32 unless the input is float64 or the trace asks for
+// more. `inverse` says whether the body needs the inverse.
+template <class Body>
+GramRate with_solver(const GramProblem& problem, bool inverse, int threads, Body&& body) {
+  GramRate result;
+  // A team meets at a handful of barriers, so it needs more work than independent items do.
+  const int team_size = useful_threads(problem.flops(inverse) / 4, threads);
+  const auto run = [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    Workspace workspace;
+    const GramSolver<T> solver(problem, inverse, workspace);
+    parallel_team(team_size, [&](Team team) {
+      if (solver.factor(result, team)) body(solver, team);
+    });
+  };
+  if (problem.dtype != DType::f64) run(TypeTag<float>{});
+  if (problem.dtype == DType::f64 || result.promote) run(TypeTag<double>{});
+  return result;
+}
+
+// The batch loop of an op on Z: whole items to threads where there are enough of them, else all threads to each item.
+template <class Body>
+void for_each_item(const TensorView& Z, bool gradient, int threads, Body&& body) {
+  const index_t items = batch_count(Z, 2);
+  if (items >= threads) {
+    const double flops = static_cast<double>(items) * gram_problem(Z, 0).flops(gradient);
+    parallel_for(items, useful_threads(flops, threads), [&](index_t item) { body(item, 1); });
+  } else {
+    for (index_t item = 0; item < items; ++item) body(item, threads);
+  }
+}
+
+// The rate of one problem, and its gradient where a target is given.
+inline GramRate solve_gram(const GramProblem& problem, const GradientTarget* gradient, int threads) {
+  return with_solver(problem, gradient != nullptr, threads, [&](const auto& solver, Team team) {
+    if (gradient) solver.gradient(*gradient, team);
+  });
+}
+
+// alpha M into a packed (d, d) array; the problem is on the features side.
+template <class Out>
+void solve_operator(const GramProblem& problem, Out* result, int threads) {
+  const index_t size = problem.features;
+  with_solver(problem, true, threads, [&](const auto& solver, Team team) {
+    const auto& inverse = solver.invert(team);
+    for (index_t i = team.rank(); i < size; i += team.size()) {
+      for (index_t j = 0; j < size; ++j) {
+        result[i * size + j] = static_cast<Out>(problem.alpha * static_cast<double>(*inverse.at(i, j)));
+      }
+    }
+  });
+}
+
+}  // namespace subspan

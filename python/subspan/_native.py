@@ -1,0 +1,72 @@
+"""Finds and loads the compiled modules: the best CPU level at import, CUDA on first use."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import os
+from types import ModuleType
+
+#: x86-64 levels from best to least, with the features NumPy reports that each needs; "generic" is any other machine.
+_LEVELS: dict[str, tuple[str, ...]] = {
+    "v4": ("AVX512F", "AVX512CD", "AVX512BW", "AVX512DQ", "AVX512VL"),
+    "v3": ("AVX2", "FMA3"),
+    "v2": ("SSE42",),
+    "generic": (),
+}
+
+
+def _machine_features() -> dict[str, bool]:
+    try:
+        from numpy._core._multiarray_umath import __cpu_features__ as features
+    except ImportError:  # NumPy 1.x
+        from numpy.core._multiarray_umath import __cpu_features__ as features
+    return dict(features)
+
+
+def _runs_here(level: str) -> bool:
+    features = _machine_features()
+    # A feature that NumPy does not list (it drops those below its own baseline) is one that it already relies on.
+    return all(features.get(feature, True) for feature in _LEVELS[level])
+
+
+def available_levels() -> list[str]:
+    """Levels that are built into this installation, best first."""
+    return [level for level in _LEVELS if importlib.util.find_spec(f"{__package__}._cpu_{level}") is not None]
+
+
+def _load_cpu() -> tuple[str, ModuleType]:
+    built = available_levels()
+    forced = os.environ.get("SUBSPAN_CPU_LEVEL")
+    if forced is not None:
+        if forced not in built:
+            raise ImportError(f"subspan: SUBSPAN_CPU_LEVEL={forced}: expected one of the built levels {built}")
+        return forced, importlib.import_module(f"._cpu_{forced}", __package__)
+    for level in built:
+        if _runs_here(level):
+            return level, importlib.import_module(f"._cpu_{level}", __package__)
+    raise ImportError(f"subspan: this machine runs none of the built CPU levels {built}; install from source to build for it")
+
+
+cpu_level, cpu = _load_cpu()
+
+
+@functools.cache
+def _cuda() -> tuple[ModuleType | None, str]:
+    try:
+        module = importlib.import_module("._cuda", __package__)
+    except ImportError as error:
+        return None, f"the CUDA module is not built or does not load: {error}"
+    count, message = module.device_count()
+    return module, "" if count else f"no CUDA device: {message}"
+
+
+def cuda_module() -> ModuleType | None:
+    """The CUDA module, also without a device, or None where it was not built."""
+    return _cuda()[0]
+
+
+def cuda_problem() -> str:
+    """Why the CUDA kernels cannot run here; empty where they can."""
+    return _cuda()[1]

@@ -1,0 +1,148 @@
+"""How a call reaches its computation.
+
+    plain eager tensors, CPU        -> compiled kernel, inside an autograd.Function only if a gradient is needed
+    torch.compile, functorch, fake  -> autograd.Function around a registered library op (which calls the same kernel)
+    devices without a kernel        -> the composite: the same algorithm in torch operations, differentiated by torch
+    NumPy                           -> compiled kernel
+    CuPy                            -> as the torch view of the same memory
+    forward-mode AD                 -> NotImplementedError (a registered op would silently give zero tangents)
+
+An op says what it is once, to `register`; the autograd Function, library op, fake kernel, vmap rule and eager bypass
+come from here. Every use of a private torch name is in this file, each with a public fallback.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from . import _check, _native
+from ._check import COMPUTE_DTYPE, DISABLED, torch
+
+
+@dataclasses.dataclass(frozen=True)
+class Op:
+    """One registered operation. Tensor arguments come first, parameters after them.
+
+    name:       of the op, as in error messages and in `torch.ops.subspan`
+    inputs:     name and number of core (non-batch) dimensions of each tensor argument
+    schema:     library schema of the parameters, e.g. "float alpha, int side"
+    outputs:    dtype of each output: "compute" (the type computed in) or "int32"
+    shapes:     (*tensors, *parameters) -> shape of each output, from checked arguments
+    kernel:     (*tensors, *outputs, *saved, *parameters, threads) fills outputs and, where not None, the saved arrays
+    composite:  (*tensors, *parameters) -> outputs, in differentiable torch operations
+    gradient:   (*tensors, *parameters) -> what `backward` needs, in differentiable torch operations
+    backward:   (upstream of the first output, saved, tensors, parameters) -> gradient of each tensor
+    saves:      which inputs' shapes the saved arrays have; empty: backward needs the first output itself
+    """
+
+    name: str
+    inputs: tuple[tuple[str, int], ...]
+    schema: str
+    outputs: tuple[str, ...]
+    shapes: Callable[..., Sequence[tuple[int, ...]]]
+    kernel: Callable[..., None]
+    composite: Callable[..., Any]
+    gradient: Callable[..., Any]
+    backward: Callable[..., Any]
+    saves: tuple[int, ...] = (0,)
+
+    @property
+    def op(self) -> Any:
+        """The registered library op."""
+        return getattr(torch.ops.subspan, self.name).default
+
+
+OPS: dict[str, Op] = {}
+
+
+def register(op: Op) -> Callable[..., Any]:
+    """Registers an op and gives the function (wanted, *tensors, *parameters) -> the first `wanted` outputs, which the
+    op's public functions call with checked, broadcast arguments."""
+    OPS[op.name] = op
+    if torch is None:
+        return lambda wanted, *args: _run_numpy(op, args, wanted)
+    return _register_torch(op)
+
+
+def paths() -> list[dict[str, str]]:
+    """Which path each op takes on each device, and why."""
+    rows = []
+    for name in OPS:
+        if DISABLED:
+            cpu = ("composite", "SUBSPAN_DISABLE is set")
+        else:
+            cpu = ("kernel", f"compiled for x86-64-{_native.cpu_level}")
+        rows.append({"op": name, "device": "cpu", "path": cpu[0], "why": cpu[1]})
+        if torch is None:
+            cuda = ("none", "torch is not installed")
+        else:
+            cuda = _cuda_path(name)
+        rows.append({"op": name, "device": "cuda", "path": cuda[0], "why": cuda[1]})
+    return rows
+
+
+#: Ops whose CUDA kernel a committed measurement on a GPU shows correct and faster than the composite.
+CUDA_DEFAULT: frozenset[str] = frozenset()
+#: Ops that a CUDA kernel can serve at all.
+CUDA_KERNELS: dict[str, Callable[..., Any]] = {}
+
+
+def cuda_kernel_wanted(name: str) -> bool:
+    """Whether the op named runs its CUDA kernel on CUDA tensors."""
+    asked = os.environ.get("SUBSPAN_CUDA_KERNELS", "0") not in ("", "0")
+    return name in CUDA_KERNELS and (asked or name in CUDA_DEFAULT) and not DISABLED and not _native.cuda_problem()
+
+
+def _cuda_path(name: str) -> tuple[str, str]:
+    if name not in CUDA_KERNELS:
+        return "composite", "no CUDA kernel of its own"
+    if cuda_kernel_wanted(name):
+        return "kernel", "by default" if name in CUDA_DEFAULT else "SUBSPAN_CUDA_KERNELS is set"
+    if _native.cuda_problem():
+        return "composite", _native.cuda_problem()
+    return "composite", "the kernel is not yet measured on a GPU; SUBSPAN_CUDA_KERNELS=1 selects it"
+
+
+def threads() -> int:
+    return torch.get_num_threads() if torch is not None else _native.cpu.max_threads()
+
+
+# --- NumPy and CuPy ----------------------------------------------------------------------------------------------------
+
+
+def _run_numpy(op: Op, args: tuple[Any, ...], wanted: int) -> tuple[np.ndarray, ...]:
+    tensors, parameters = args[: len(op.inputs)], args[len(op.inputs) :]
+    if not isinstance(tensors[0], np.ndarray):
+        raise TypeError(f"{op.name}: {op.inputs[0][0]}: CuPy arrays need torch installed")
+    compute = COMPUTE_DTYPE[tensors[0].dtype]
+    kinds = list(zip(op.shapes(*args), op.outputs, strict=True))
+    outputs = [np.empty(shape, compute if kind == "compute" else np.int32) for shape, kind in kinds[:wanted]]
+    missing = (None,) * (len(op.outputs) - wanted + len(op.saves))
+    op.kernel(*tensors, *outputs, *missing, *parameters, threads())
+    return tuple(outputs)
+
+
+# --- torch -----------------------------------------------------------------------------------------------------------
+
+
+def _register_torch(op: Op) -> Callable[..., Any]:
+    from ._route_torch import torch_entry
+
+    def otherwise(wanted: int, args: tuple[Any, ...]) -> Any:
+        if _check.is_cupy(args[0]):
+            import cupy
+
+            outputs = entry(wanted, *(torch.from_dlpack(a) if _check.is_cupy(a) else a for a in args))
+            return tuple(cupy.from_dlpack(output) for output in outputs)
+        if DISABLED:
+            outputs = entry(wanted, *(torch.from_numpy(np.array(a)) if isinstance(a, np.ndarray) else a for a in args))
+            return tuple(output.numpy() for output in outputs)
+        return _run_numpy(op, args, wanted)
+
+    entry = torch_entry(op, otherwise)
+    return entry

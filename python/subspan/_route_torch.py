@@ -1,0 +1,230 @@
+"""The torch half of the routing: autograd Function, library op, fake kernel, vmap rule and eager bypass of an op."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.autograd.forward_ad as forward_ad
+from torch.compiler import is_compiling
+
+from ._check import COMPUTE_DTYPE, DISABLED
+
+if TYPE_CHECKING:
+    from ._route import Op
+
+_LIBRARY = torch.library.Library("subspan", "DEF")
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+# Private names with public fallbacks. Without the first two every call takes the registered op, which is slower but
+# right in every mode; without the third, forward-mode AD is found by asking each tensor.
+_functorch_active: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
+_dispatch_modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
+
+
+def _any_dual(tensors: tuple[Any, ...]) -> bool:
+    if hasattr(forward_ad, "_current_level"):
+        return False
+    return any(isinstance(t, torch.Tensor) and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
+
+
+def _forward_level() -> int:
+    return getattr(forward_ad, "_current_level", -1)
+
+
+def _traced() -> bool:
+    """Whether a tracer, a functorch transform or a dispatch mode watches, so that the dispatcher must see the call."""
+    return is_compiling() or _functorch_active() or _dispatch_modes() != 0
+
+
+def values_available(tensor: torch.Tensor) -> bool:
+    """Whether reading values of a CPU tensor gives numbers, and not a tracer's stand-ins."""
+    return not _traced() and type(tensor) in _PLAIN
+
+
+def torch_entry(op: Op, otherwise: Callable[..., Any]) -> Callable[..., Any]:
+    """The function (wanted, *tensors, *parameters) -> the first `wanted` outputs; `otherwise` serves other arrays."""
+    arity, kernel, shapes = len(op.inputs), op.kernel, op.shapes
+    computed = [kind == "compute" for kind in op.outputs]
+    missing = [(None,) * (len(op.outputs) - wanted + len(op.saves)) for wanted in range(len(op.outputs) + 1)]
+    _define(op)
+    function = _function(op)
+    # torch.autograd.Function.apply inspects the signature at every call, about 11 us; its base class does not.
+    fast_apply = getattr(super(torch.autograd.Function, function), "apply", function.apply)
+    general = _general_entry(op, function, otherwise)
+    functorch_active, dispatch_modes = _functorch_active, _dispatch_modes
+    is_grad_enabled, get_num_threads = torch.is_grad_enabled, torch.get_num_threads
+
+    # Every line of this function is paid by every call on a small array.
+    def entry(wanted: int, *args: Any) -> Any:
+        if is_compiling() or functorch_active() or dispatch_modes() or forward_ad._current_level >= 0:
+            return general(wanted, args)
+        tensors = args[:arity]
+        differentiate = False
+        for t in tensors:
+            if t is not None:
+                if type(t) not in _PLAIN or not t.is_cpu or t.is_neg():
+                    return general(wanted, args)
+                if t.requires_grad:
+                    differentiate = True
+        if differentiate and is_grad_enabled():
+            return fast_apply(*args)[:wanted]
+        first = args[0]
+        own = first.dtype
+        compute = COMPUTE_DTYPE[own]
+        all_shapes = shapes(*args)
+        # new_empty keeps the device, whatever torch's default is.
+        outputs = [
+            first.new_empty(all_shapes[i])
+            if computed[i] and compute is own
+            else first.new_empty(all_shapes[i], dtype=compute if computed[i] else torch.int32)
+            for i in range(wanted)
+        ]
+        kernel(*tensors, *outputs, *missing[wanted], *args[arity:], get_num_threads())
+        return outputs
+
+    if DISABLED or not hasattr(forward_ad, "_current_level"):
+        return lambda wanted, *args: general(wanted, args)
+    return entry
+
+
+def _general_entry(op: Op, function: Any, otherwise: Callable[..., Any]) -> Callable[[int, tuple[Any, ...]], Any]:
+    """Everything but plain eager CPU tensors."""
+    arity = len(op.inputs)
+
+    def general(wanted: int, args: tuple[Any, ...]) -> Any:
+        tensors, first = args[:arity], args[0]
+        if not isinstance(first, torch.Tensor):
+            return otherwise(wanted, args)
+        if _forward_level() >= 0 or _any_dual(tensors):
+            raise NotImplementedError(f"{op.name}: forward-mode AD is not supported; use reverse mode")
+        if DISABLED or not (first.is_cpu or first.is_meta):
+            return op.composite(*args)[:wanted]
+        return function.apply(*args)[:wanted]
+
+    return general
+
+
+def _run_kernel_saving(op: Op, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Allocates and fills all outputs, then the saved arrays; one that does not apply is empty."""
+    arity = len(op.inputs)
+    # DLPack does not know of lazy negation.
+    args = tuple(t if t is None else t.resolve_neg() for t in args[:arity]) + args[arity:]
+    new = args[0].new_empty
+    compute = COMPUTE_DTYPE[args[0].dtype]
+    outputs = tuple(
+        new(shape, dtype=compute if kind == "compute" else torch.int32)
+        for shape, kind in zip(op.shapes(*args), op.outputs, strict=True)
+    )
+    saved = tuple(None if args[i] is None else new(tuple(args[i].shape), dtype=compute) for i in op.saves)
+    op.kernel(*args[:arity], *outputs, *saved, *args[arity:], torch.get_num_threads())
+    return outputs + tuple(new((0,), dtype=compute) if array is None else array for array in saved)
+
+
+def _library_kernel(op: Op) -> Callable[..., Any]:
+    def kernel(*args: Any) -> Any:
+        return _run_kernel_saving(op, args)
+
+    return kernel
+
+
+def _fake_kernel(op: Op) -> Callable[..., Any]:
+    def fake(*args: Any) -> Any:
+        first = args[0]
+        compute = COMPUTE_DTYPE[first.dtype]
+        outputs = [
+            first.new_empty(shape, dtype=compute if kind == "compute" else torch.int32)
+            for shape, kind in zip(op.shapes(*args), op.outputs, strict=True)
+        ]
+        saved = [first.new_empty((0,) if args[i] is None else args[i].shape, dtype=compute) for i in op.saves]
+        return tuple(outputs + saved)
+
+    return fake
+
+
+def _define(op: Op) -> None:
+    """Registers torch.ops.subspan.<name>: kernel, shapes and gradient."""
+    optional = [" " if i == 0 else "? " for i in range(len(op.inputs))]
+    tensors = ", ".join(f"Tensor{mark}{name}" for mark, (name, _) in zip(optional, op.inputs, strict=True))
+    results = ", ".join(["Tensor"] * (len(op.outputs) + len(op.saves)))
+    results = f"({results})" if len(op.outputs) + len(op.saves) > 1 else results
+    signature = ", ".join(part for part in (tensors, op.schema) if part)
+    single = len(op.outputs) + len(op.saves) == 1
+    kernel, fake = _library_kernel(op), _fake_kernel(op)
+    _LIBRARY.define(f"{op.name}({signature}) -> {results}")
+    _LIBRARY.impl(op.name, (lambda *a: kernel(*a)[0]) if single else kernel, "CPU")
+    qualified = f"subspan::{op.name}"
+    torch.library.register_fake(qualified, (lambda *a: fake(*a)[0]) if single else fake, lib=_LIBRARY)
+    setup, backward = _gradient_rule(op)
+    torch.library.register_autograd(qualified, backward, setup_context=setup, lib=_LIBRARY)
+
+
+def _gradient_rule(op: Op) -> tuple[Callable[..., None], Callable[..., Any]]:
+    arity, n_outputs = len(op.inputs), len(op.outputs)
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        results = output if isinstance(output, tuple) else (output,)
+        ctx.parameters = inputs[arity:]
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*inputs[:arity], *(results[n_outputs:] if op.saves else results[:1]))
+
+    def backward(ctx: Any, *upstream: Any) -> Any:
+        nothing = (None,) * (arity + len(ctx.parameters))
+        if upstream[0] is None:
+            return nothing
+        tensors, saved = ctx.saved_tensors[:arity], ctx.saved_tensors[arity:]
+        if torch.is_grad_enabled():  # the gradient will be differentiated: say it in differentiable operations
+            saved = op.gradient(*tensors, *ctx.parameters)
+        gradients = op.backward(upstream[0], saved, tensors, ctx.parameters)
+        return tuple(
+            g if needed and g is not None else None for g, needed in zip(gradients, ctx.needs_input_grad, strict=False)
+        ) + (None,) * len(ctx.parameters)
+
+    return setup_context, backward
+
+
+def _function(op: Op) -> Any:
+    """The autograd Function of an op; its outputs are the op's, then the saved arrays."""
+    arity, n_outputs = len(op.inputs), len(op.outputs)
+    remember, backward = _gradient_rule(op)
+
+    def forward(*args: Any) -> Any:
+        if not _traced() and all(t is None or (type(t) in _PLAIN and t.is_cpu) for t in args[:arity]):
+            return _run_kernel_saving(op, args)
+        result = op.op(*args)
+        return result if isinstance(result, tuple) else (result,)
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        remember(ctx, inputs, output)
+        ctx.mark_non_differentiable(*output[1:])
+
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+        moved = _batch_first(op, info.batch_size, in_dims, args)
+        results = function.apply(*moved, *args[arity:])
+        return results, (0,) * len(results)
+
+    members = {
+        "forward": staticmethod(forward),
+        "setup_context": staticmethod(setup_context),
+        "backward": staticmethod(backward),
+        "vmap": staticmethod(vmap),
+    }
+    function: Any = type(f"{op.name}_function", (torch.autograd.Function,), members)
+    return function
+
+
+def _batch_first(op: Op, size: int, in_dims: tuple[Any, ...], args: tuple[Any, ...]) -> list[Any]:
+    """Every tensor with the mapped dimension first and all batch dimensions present, as the kernels expect."""
+    arity = len(op.inputs)
+    moved = []
+    for t, dim in zip(args[:arity], in_dims, strict=False):
+        if t is None:
+            moved.append(None)
+        elif dim is None:
+            moved.append(t.expand(size, *t.shape))
+        else:
+            moved.append(t.movedim(dim, 0))
+    return moved
+
+

@@ -1,0 +1,430 @@
+"""Coding rates: the nats a set of features needs at a given precision, and what is saved by coding each class alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .. import _check, _native, _route
+from ..composite import coding_rate as composite
+
+_SIDES = {"auto": 0, "samples": 1, "features": 2}
+_SIDE_NAMES = tuple(_SIDES)
+
+
+
+def _batch(matrices: Any) -> tuple[tuple[int, ...]]:
+    """The shape of one number per matrix."""
+    return ((),) if matrices.ndim == 2 else (tuple(matrices.shape[:-2]),)
+
+
+def _scaled(upstream: Any, unit: Any, like: Any) -> Any:
+    """upstream * unit in the type of the argument; the product is formed before it is rounded to half precision."""
+    return (upstream * unit).to(like.dtype)
+
+
+_spd_logdet = _route.register(
+    _route.Op(
+        name="spd_logdet",
+        inputs=(("A", 2),),
+        schema="",
+        outputs=("compute", "int32"),
+        shapes=lambda A: _batch(A) * 2,
+        kernel=_native.cpu.spd_logdet,
+        composite=composite.spd_logdet,
+        gradient=lambda A: (composite.spd_logdet_gradient(A),),
+        backward=lambda g, saved, tensors, parameters: (_scaled(g[..., None, None], saved[0], tensors[0]),),
+    )
+)
+
+_coding_rate = _route.register(
+    _route.Op(
+        name="coding_rate",
+        inputs=(("Z", 2), ("weights", 1)),
+        schema="float alpha, float eps2, float scale, int side",
+        outputs=("compute", "int32"),
+        shapes=lambda Z, *_: _batch(Z) * 2,
+        kernel=_native.cpu.coding_rate,
+        composite=lambda Z, weights, alpha, eps2, scale, side: composite.coding_rate(
+            Z, weights, alpha or None, eps2, scale, _SIDE_NAMES[side]
+        ),
+        gradient=lambda Z, weights, alpha, eps2, scale, side: composite.coding_rate_gradient(
+            Z, weights, alpha or None, eps2, scale, _SIDE_NAMES[side]
+        ),
+        backward=lambda g, saved, tensors, parameters: (
+            _scaled(g[..., None, None], saved[0], tensors[0]),
+            None if tensors[1] is None else _scaled(g[..., None], saved[1], tensors[1]),
+        ),
+        saves=(0, 1),
+    )
+)
+
+_class_coding_rates = _route.register(
+    _route.Op(
+        name="class_coding_rates",
+        inputs=(("Z", 2), ("labels", 1)),
+        schema="float eps2, int num_classes",
+        outputs=("compute", "compute"),
+        shapes=lambda Z, labels, eps2, num_classes: ((*Z.shape[:-2], num_classes),) * 2,
+        kernel=_native.cpu.class_coding_rates,
+        composite=composite.class_coding_rates,
+        gradient=lambda *args: (composite.class_coding_rates_gradient(*args),),
+        backward=lambda g, saved, tensors, parameters: (
+            _scaled(g.gather(-1, tensors[1].long())[..., None], saved[0], tensors[0]),
+            None,
+        ),
+    )
+)
+
+_rate_reduction = _route.register(
+    _route.Op(
+        name="rate_reduction",
+        inputs=(("Z", 2), ("labels", 1)),
+        schema="float eps2, int num_classes, float gamma",
+        outputs=("compute",),
+        shapes=lambda Z, *_: _batch(Z),
+        kernel=_native.cpu.rate_reduction,
+        composite=composite.rate_reduction,
+        gradient=lambda *args: (composite.rate_reduction_gradient(*args),),
+        backward=lambda g, saved, tensors, parameters: (_scaled(g[..., None, None], saved[0], tensors[0]), None),
+    )
+)
+
+_rate_operator = _route.register(
+    _route.Op(
+        name="rate_operator",
+        inputs=(("Z", 2),),
+        schema="float alpha",
+        outputs=("compute",),
+        shapes=lambda Z, alpha: ((*Z.shape[:-2], Z.shape[-1], Z.shape[-1]),),
+        kernel=_native.cpu.rate_operator,
+        composite=lambda Z, alpha: (composite.rate_operator(Z, alpha),),
+        gradient=lambda Z, alpha: (composite.rate_operator(Z, alpha),),
+        backward=lambda g, saved, tensors, parameters: (
+            composite.rate_operator_gradient(g, tensors[0], saved[0], *parameters),
+        ),
+        saves=(),
+    )
+)
+
+
+def spd_logdet(A: Any, *, return_info: bool = False) -> Any:
+    r"""Log determinant of symmetric positive definite matrices.
+
+    .. math:: \log\det A = \sum_j \log p_j, \qquad p_j \text{ the pivots of } A = L L^\top
+
+    Args:
+        A: (\*batch, n, n), symmetric; only the lower triangle is read. float32 and float64 are computed in their own
+            type, float16 and bfloat16 in float32. Any strides. torch, NumPy or CuPy.
+        return_info: also return the status of each item.
+
+    Returns:
+        (\*batch), in nats, float64 for float64 input and float32 otherwise; with ``return_info`` a pair with an int32
+        array (\*batch): 0, or the 1-based index of the first pivot that is not positive. Such an item, and an item with
+        NaN, is NaN. The log determinant of a 0 x 0 matrix is 0.
+
+    Raises:
+        TypeError: A is no array of a floating point type.
+        ValueError: A is not (\*batch, n, n).
+
+    Cost:
+        n^3 / 3 flops per matrix, n^3 with a gradient. No memory beyond thread-local buffers.
+
+    Gradient:
+        A^{-1}, from the same factor; it is computed with the forward and saved (as large as A). NaN where the value is.
+
+    Source:
+        Replaces ``torch.logdet`` and ``2 * torch.linalg.cholesky(A).diagonal(dim1=-2, dim2=-1).log().sum(-1)``.
+
+    >>> import numpy as np, subspan
+    >>> print(round(float(subspan.spd_logdet(np.diag([1.0, 2.0, 8.0]))), 6))
+    2.772589
+    """
+    op = "spd_logdet"
+    _check.matrix(op, "A", A)
+    if A.shape[-1] != A.shape[-2]:
+        raise ValueError(f"{op}: A: expected square matrices (*batch, n, n), got shape {tuple(A.shape)}")
+    if return_info is not False:
+        _check.flag(op, "return_info", return_info)
+    outputs = _spd_logdet(1 + return_info, A)
+    return outputs if return_info else outputs[0]
+
+
+def logdet_gram(Z: Any, alpha: float, *, return_info: bool = False) -> Any:
+    r"""Log determinant of the identity plus a scaled Gram matrix.
+
+    .. math:: \log\det\left(I + \alpha Z^\top Z\right) = \log\det\left(I + \alpha Z Z^\top\right)
+
+    Args:
+        Z: (\*batch, n, d), rows are samples; float64, float32, float16 or bfloat16, any strides. torch, NumPy or CuPy.
+        alpha: number > 0.
+        return_info: also return the status of each item.
+
+    Returns:
+        (\*batch), in nats; with ``return_info`` a pair with an int32 array (\*batch): how many pivots rounding pushed
+        below the identity and were clamped (the value is then exact to rounding of the Gram matrix), or -1 for an item
+        that is not finite and therefore NaN.
+
+    Raises:
+        TypeError, ValueError: wrong array, or alpha not a finite number > 0.
+
+    Cost:
+        s^2 b + s^3 / 3 flops with s = min(n, d), b = max(n, d): the Gram matrix of the smaller side, half of it computed.
+        With a gradient 3 s^2 b + s^3. float32 items whose alpha trace(Z^T Z) exceeds 1e4 are computed in float64.
+
+    Gradient:
+        2 alpha Z (I + alpha Z^T Z)^{-1}, computed with the forward and saved (as large as Z, float32 for half input).
+        Smooth everywhere; second derivatives go through the composite.
+
+    Source:
+        The identity is Sylvester's. Replaces ``torch.logdet(torch.eye(d) + alpha * Z.T @ Z)``.
+
+    >>> import numpy as np, subspan
+    >>> print(round(float(subspan.logdet_gram(np.eye(2), 1.0)), 6))
+    1.386294
+    """
+    op = "logdet_gram"
+    _check.matrix(op, "Z", Z)
+    alpha = _check.positive(op, "alpha", alpha)
+    if return_info is not False:
+        _check.flag(op, "return_info", return_info)
+    outputs = _coding_rate(1 + return_info, Z, None, alpha, 1.0, 1.0, 0)
+    return outputs if return_info else outputs[0]
+
+
+def coding_rate(
+    Z: Any,
+    eps2: float | None,
+    *,
+    weights: Any = None,
+    alpha: float | None = None,
+    scale: float = 0.5,
+    side: str = "auto",
+    return_info: bool = False,
+) -> Any:
+    r"""Coding rate of samples up to precision epsilon, optionally weighted.
+
+    .. math:: R(Z) = \text{scale} \cdot \log\det\left(I + \alpha Z^\top \operatorname{diag}(w) Z\right), \qquad
+        \alpha = \frac{d}{\varepsilon^2 \sum_i w_i}
+
+    Args:
+        Z: (\*batch, n, d), rows are samples; float64, float32, float16 or bfloat16, any strides. torch, NumPy or CuPy.
+        eps2: epsilon squared, the precision; number > 0. May be None where ``alpha`` is given.
+        weights: (\*batch, n), >= 0, broadcast with Z; None means 1 for every sample.
+        alpha: number > 0 to use instead of the formula above.
+        scale: factor of the log determinant; 1/2 gives nats per feature dimension set as in the paper.
+        side: "samples" factors the n x n Gram matrix, "features" the d x d one, "auto" the smaller. The value is the same.
+        return_info: also return the status of each item, see :func:`logdet_gram`.
+
+    Returns:
+        (\*batch), in nats, float64 for float64 input and float32 otherwise; with ``return_info`` a pair. No samples, or no
+        weight at all, gives 0.
+
+    Raises:
+        TypeError, ValueError: wrong arrays or shapes; eps2 or alpha not a finite number > 0; on the CPU also a negative
+            weight. On CUDA a negative weight makes its item NaN.
+
+    Cost:
+        As :func:`logdet_gram`.
+
+    Gradient:
+        To Z: 2 scale alpha diag(w) Z M with M = (I + alpha Z^T diag(w) Z)^{-1}. To the weights:
+        scale (alpha z_i^T M z_i - (d - tr M) / sum w), the last term only where alpha follows the weights; at w_i = 0 it
+        is the one-sided derivative. Both are computed with the forward and saved. Zero where no sample has weight.
+
+    Source:
+        Yu et al. 2020, Learning Diverse and Discriminative Representations via the Principle of Maximal Coding Rate
+        Reduction, equation 4; ``compute_discrimn_loss`` of the mcr2 repository, ``TotalCodingRate`` of EMP-SSL.
+
+    >>> import numpy as np, subspan
+    >>> Z = np.eye(4) * 2  # four orthogonal samples of length 2
+    >>> print(round(float(subspan.coding_rate(Z, 0.5)), 6))
+    4.394449
+    """
+    op = "coding_rate"
+    _check.matrix(op, "Z", Z)
+    if alpha is None:
+        eps2 = _check.positive(op, "eps2", eps2)
+        alpha = 0.0
+    else:
+        alpha = _check.positive(op, "alpha", alpha)
+        eps2 = 1.0 if eps2 is None else _check.positive(op, "eps2", eps2)
+    if scale != 0.5:
+        scale = _check.number(op, "scale", scale)
+    if return_info is not False:
+        _check.flag(op, "return_info", return_info)
+    if weights is not None:
+        Z, weights = _weighted(op, Z, weights)
+    side_code = 0 if side == "auto" else _check.choice(op, "side", side, _SIDES)
+    outputs = _coding_rate(1 + return_info, Z, weights, alpha, eps2, scale, side_code)
+    return outputs if return_info else outputs[0]
+
+
+def class_coding_rates(Z: Any, labels: Any, eps2: float, *, num_classes: int | None = None) -> tuple[Any, Any]:
+    r"""Coding rate of the samples of each class.
+
+    .. math:: R_j = \tfrac12 \log\det\left(I + \frac{d}{t_j \varepsilon^2} Z_j^\top Z_j\right), \qquad
+        t_j = \text{number of samples with label } j
+
+    Args:
+        Z: (\*batch, n, d), rows are samples; float64, float32, float16 or bfloat16, any strides. torch, NumPy or CuPy.
+        labels: (\*batch, n), integers in 0 ... num_classes - 1, broadcast with Z.
+        eps2: epsilon squared; number > 0.
+        num_classes: k. None takes the largest label plus one, which reads the labels: CPU outside torch.compile only.
+
+    Returns:
+        (rates, mass), each (\*batch, k): rates in nats, and t_j. An empty class has rate 0 and mass 0.
+
+    Raises:
+        TypeError, ValueError: wrong arrays or shapes, eps2 not > 0, on the CPU a label out of range. On CUDA a label out
+            of range makes its item NaN.
+
+    Cost:
+        Each class is factored on its smaller side: sum_j (s_j^2 b_j + s_j^3 / 3) flops with s_j = min(t_j, d),
+        b_j = max(t_j, d), about three times that with a gradient. Samples are gathered while packing, never copied.
+
+    Gradient:
+        d/(t_j eps2) Z_j M_j for the rows of class j, computed with the forward and saved (as large as Z). The mass has
+        none.
+
+    Source:
+        Yu et al. 2020 (MCR2), the terms of equation 5; ``compute_compress_loss`` of the mcr2 repository.
+
+    >>> import numpy as np, subspan
+    >>> rates, mass = subspan.class_coding_rates(np.eye(4), np.array([0, 0, 1, 1]), 0.5)
+    >>> print(mass, rates.round(4))
+    [2. 2.] [1.6094 1.6094]
+    """
+    op = "class_coding_rates"
+    Z, labels, eps2, num_classes = _labelled(op, Z, labels, eps2, num_classes)
+    rates, mass = _class_coding_rates(2, Z, labels, eps2, num_classes)
+    return rates, mass
+
+
+def rate_reduction(
+    Z: Any,
+    labels: Any,
+    eps2: float,
+    *,
+    num_classes: int | None = None,
+    gamma: float = 1.0,
+    return_parts: bool = False,
+) -> Any:
+    r"""Rate reduction: what coding each class alone saves. Maximised, it makes classes low-dimensional and orthogonal.
+
+    .. math:: \Delta R = R(Z) - \gamma R_c, \qquad R_c = \sum_j \frac{t_j}{n} R_j
+
+    Args:
+        Z: (\*batch, n, d), rows are samples; float64, float32, float16 or bfloat16, any strides. torch, NumPy or CuPy.
+        labels: (\*batch, n), integers in 0 ... num_classes - 1, broadcast with Z.
+        eps2: epsilon squared; number > 0.
+        num_classes: k; see :func:`class_coding_rates`.
+        gamma: weight of the compression term.
+        return_parts: also return R and R_c, differentiable; costs a second saved array of the size of Z.
+
+    Returns:
+        (\*batch), in nats, or (delta, R, R_c) with ``return_parts``.
+
+    Raises:
+        As :func:`class_coding_rates`.
+
+    Cost:
+        That of :func:`coding_rate` plus that of :func:`class_coding_rates`; forward and backward are one kernel call.
+
+    Gradient:
+        d/(n eps2) (Z M - gamma Z_j M_j) for the rows of class j, computed with the forward and saved (as large as Z).
+
+    Source:
+        Yu et al. 2020 (MCR2), equation 8; ``MaximalCodingRateReduction`` of the mcr2 repository.
+
+    >>> import numpy as np, subspan
+    >>> Z = np.repeat(np.eye(4)[:2], 3, axis=0)  # two orthogonal directions, three samples each
+    >>> print(round(float(subspan.rate_reduction(Z, np.array([0, 0, 0, 1, 1, 1]), 0.5)), 4))
+    0.5108
+    """
+    op = "rate_reduction"
+    Z, labels, eps2, num_classes = _labelled(op, Z, labels, eps2, num_classes)
+    gamma = _check.number(op, "gamma", gamma)
+    _check.flag(op, "return_parts", return_parts)
+    if not return_parts:
+        return _rate_reduction(1, Z, labels, eps2, num_classes, gamma)[0]
+    rate = _coding_rate(1, Z, None, 0.0, eps2, 0.5, 0)[0]
+    rates, mass = _class_coding_rates(2, Z, labels, eps2, num_classes)
+    compressed = (rates * mass).sum(-1) / max(Z.shape[-2], 1)
+    return rate - gamma * compressed, rate, compressed
+
+
+def rate_operator(Z: Any, alpha: float) -> Any:
+    r"""The operator that expands (or, per class, compresses) features along the gradient of the coding rate.
+
+    .. math:: E = \alpha \left(I + \alpha Z^\top Z\right)^{-1}
+
+    Args:
+        Z: (\*batch, n, d), rows are samples; float64, float32, float16 or bfloat16, any strides. torch, NumPy or CuPy.
+        alpha: number > 0; d / (n eps2) gives ReduNet's E, d / (t_j eps2) on the samples of class j its C_j.
+
+    Returns:
+        (\*batch, d, d), symmetric; float64 for float64 input and float32 otherwise. ``Z @ rate_operator(Z, alpha)`` is the
+        gradient of ``coding_rate(Z, None, alpha=alpha)``.
+
+    Raises:
+        TypeError, ValueError: wrong array, or alpha not a finite number > 0.
+
+    Cost:
+        n d^2 + 4/3 d^3 flops per item; two d x d buffers.
+
+    Gradient:
+        -Z E (G + G^T) E for upstream G; the result itself is saved.
+
+    Source:
+        Chan et al. 2022, ReduNet, equations 13 and 14; ``torch.inverse`` in ``redunet/layers/vector.py``.
+
+    >>> import numpy as np, subspan
+    >>> print(subspan.rate_operator(np.eye(2), 1.0))
+    [[0.5 0. ]
+     [0.  0.5]]
+    """
+    op = "rate_operator"
+    _check.matrix(op, "Z", Z)
+    return _rate_operator(1, Z, _check.positive(op, "alpha", alpha))[0]
+
+
+def _weighted(op: str, Z: Any, weights: Any) -> tuple[Any, Any]:
+    """Z and weights checked, in the type computed in, and broadcast to one batch shape."""
+    _check.same_kind(op, "weights", weights, "Z", Z)
+    _check.floating(op, "weights", weights)
+    if weights.ndim < 1 or weights.shape[-1] != Z.shape[-2]:
+        raise ValueError(
+            f"{op}: weights: expected one weight per row of Z {tuple(Z.shape)}, got shape {tuple(weights.shape)}"
+        )
+    batch = _check.broadcast_batch(op, "weights", weights, 1, "Z", Z, 2)
+    weights = _check.cast(weights, _check.COMPUTE_DTYPE[Z.dtype])
+    return _check.expand(Z, (*batch, *Z.shape[-2:])), _check.expand(weights, (*batch, Z.shape[-2]))
+
+
+def _labelled(op: str, Z: Any, labels: Any, eps2: float, num_classes: int | None) -> tuple[Any, Any, float, int]:
+    """Arguments of an op on labelled samples, checked and broadcast to one batch shape."""
+    _check.matrix(op, "Z", Z)
+    _check.same_kind(op, "labels", labels, "Z", Z)
+    if labels.dtype not in _check.INTEGER_DTYPES:
+        raise TypeError(f"{op}: labels: expected integers, got {labels.dtype}")
+    if labels.ndim < 1 or labels.shape[-1] != Z.shape[-2]:
+        raise ValueError(
+            f"{op}: labels: expected one label per row of Z {tuple(Z.shape)}, got shape {tuple(labels.shape)}"
+        )
+    eps2 = _check.positive(op, "eps2", eps2)
+    if num_classes is None:
+        num_classes = _count_classes(op, labels)
+    else:
+        num_classes = _check.count(op, "num_classes", num_classes)
+    batch = _check.broadcast_batch(op, "labels", labels, 1, "Z", Z, 2)
+    Z, labels = _check.expand(Z, (*batch, *Z.shape[-2:])), _check.expand(labels, (*batch, Z.shape[-2]))
+    return Z, _check.as_index(labels), eps2, num_classes
+
+
+def _count_classes(op: str, labels: Any) -> int:
+    if not _check.readable(labels):
+        raise ValueError(f"{op}: num_classes: expected a number where reading labels would synchronise, got None")
+    largest = int(labels.max()) if 0 not in labels.shape else 0
+    if largest < 0:
+        raise ValueError(f"{op}: labels: expected values >= 0, got {largest}")
+    return largest + 1

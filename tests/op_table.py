@@ -1,0 +1,15 @@
+"""The op table: one row per op. What every op must do is in test_every_op_*.py and test_threads.py, once for all rows.
+
+A row that is added to its family's list is checked for values, types, memory layouts, bad input, threads, gradients and
+every torch transform, without further test code.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+import coding_rate_rows
+
+OPS = [*coding_rate_rows.ROWS]
+
+every_op = pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)

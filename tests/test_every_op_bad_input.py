@@ -1,0 +1,291 @@
+"""What every op of the table must refuse, and how: ValueError or TypeError that names op, argument, expected and got."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import Any
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+from hypothesis import strategies
+
+from op_row import Arguments, BadInput, Op, as_tuple, call
+from op_table import OPS, every_op
+
+DOUBLE = torch.float64
+
+
+def refused(op: Op, arguments: Arguments, error: Any, argument: str, mentions: tuple[str, ...] = ()) -> None:
+    with pytest.raises(error) as caught:
+        call(op.function, arguments)
+    message = str(caught.value)
+    assert re.match(rf"{op.name}: {argument}: expected .+, got .+", message, re.DOTALL), message
+    for part in mentions:
+        assert part in message, f"{message!r} does not name {part}"
+
+
+def bad_cases() -> Any:
+    cases = [(op, bad) for op in OPS for bad in op.bad_inputs()]
+    return pytest.mark.parametrize(("op", "bad"), cases, ids=[f"{op.name}-{bad.name}" for op, bad in cases])
+
+
+@bad_cases()
+@pytest.mark.parametrize("kind", ["torch", "numpy"])
+def test_bad_input_is_refused(op: Op, bad: BadInput, kind: str) -> None:
+    arguments = op.sample(DOUBLE).arguments | bad.changes
+    if kind == "numpy":
+        arguments = {n: v.numpy() if isinstance(v, torch.Tensor) else v for n, v in arguments.items()}
+    refused(op, arguments, bad.error, bad.argument, bad.mentions)
+
+
+@bad_cases()
+@pytest.mark.parametrize("mode", ["gradient", "vmap"])
+def test_bad_input_is_refused_in_every_mode(op: Op, bad: BadInput, mode: str) -> None:
+    """Wherever values can be read; under vmap those of tensors cannot, so that only shapes, types and numbers count."""
+    arguments = op.sample(DOUBLE).arguments | bad.changes
+    if mode == "gradient":
+        arguments = arguments | {
+            name: arguments[name].clone().requires_grad_()
+            for name in op.array_names(arguments)
+            if isinstance(arguments[name], torch.Tensor) and arguments[name].is_floating_point()
+        }
+        refused(op, arguments, bad.error, bad.argument)
+        return
+    changed = [value for name, value in bad.changes.items() if name in op.arrays and isinstance(value, torch.Tensor)]
+    if any(
+        tensor.shape == op.sample(DOUBLE).arguments[bad.argument].shape and not wrong_type(op, bad)
+        for tensor in changed
+    ):
+        pytest.skip("only the values are wrong")
+    names = op.array_names(arguments)
+    doubled = [torch.stack([arguments[name]] * 2) for name in names]
+    with pytest.raises(bad.error, match=f"{op.name}: {bad.argument}: expected .+"):
+        torch.vmap(lambda *tensors: op(arguments | dict(zip(names, tensors, strict=True))))(*doubled)
+
+
+def wrong_type(op: Op, bad: BadInput) -> bool:
+    good = op.sample(DOUBLE).arguments[bad.argument]
+    return bad.changes[bad.argument].dtype.is_floating_point != good.dtype.is_floating_point
+
+
+# --- arrays of the wrong kind ---
+
+
+def no_arrays() -> dict[str, Any]:
+    return {
+        "None": None,
+        "string": "array",
+        "list": [[1.0, 2.0], [3.0, 4.0]],
+        "number": 3.5,
+        "NumPy number": np.float64(2.0),
+        "bytes": b"12345678",
+        "memory view": memoryview(np.ones((2, 2))),
+        "generator": (i for i in range(3)),
+        "type": torch.Tensor,
+        "object with __array__": type("Array", (), {"__array__": lambda self, *_: np.ones((2, 2))})(),
+        "object with a false __dlpack__": type(
+            "Liar", (), {"__dlpack__": lambda self: 1, "__dlpack_device__": lambda self: (1, 0)}
+        )(),
+    }
+
+
+@every_op
+@pytest.mark.parametrize("kind", no_arrays())
+def test_no_array(op: Op, kind: str) -> None:
+    arguments = op.sample(DOUBLE).arguments
+    for name in op.array_names(arguments):
+        if kind != "None" or inspect.signature(op.function).parameters[name].default is inspect.Parameter.empty:
+            refused(op, arguments | {name: no_arrays()[kind]}, TypeError, name)
+
+
+def numpy_types(array: np.ndarray) -> dict[str, np.ndarray]:
+    """The array with types that nothing here computes in; for labels also floating ones, for the others integers."""
+    integer = array.dtype.kind == "i"
+    types = {
+        "complex": array.astype(complex),
+        "bool": array.astype(bool),
+        "object": array.astype(object),
+        "string": array.astype(str),
+        "big endian": array.astype(array.dtype.newbyteorder(">")),
+        "structured": np.zeros(array.shape, [("x", "f8")]),
+        "date": np.zeros(array.shape, "M8[s]"),
+    }
+    if integer:
+        return types | {"float": array.astype(float), "uint64": array.astype(np.uint64)}
+    return types | {
+        "int": array.astype(int),
+        "long double": array.astype(np.longdouble),
+        "uint8": array.astype(np.uint8),
+    }
+
+
+@every_op
+@pytest.mark.parametrize("kind", [*numpy_types(np.ones(1)), "float", "uint64"])
+def test_numpy_type(op: Op, kind: str) -> None:
+    arguments = op.change(op.sample(DOUBLE).arguments, lambda tensor: tensor.numpy())
+    for name in op.array_names(arguments):
+        types = numpy_types(arguments[name])
+        if kind in types:
+            refused(op, arguments | {name: types[kind]}, (TypeError, ValueError), name)
+
+
+def torch_kinds(tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+    kinds = {
+        "complex": tensor.to(torch.complex64),
+        "bool": tensor.bool(),
+        "conjugate": tensor.to(torch.complex64).conj(),
+        "sparse": tensor.to_sparse(),
+        "compressed": (tensor if tensor.ndim == 2 else tensor.reshape(tensor.shape[0], -1)).to_sparse_csr(),
+        "other device": tensor.to("meta"),
+        "no dimension": tensor.sum(),
+        "ten dimensions": tensor.reshape((1,) * (10 - tensor.ndim) + tuple(tensor.shape)),
+    }
+    if tensor.is_floating_point():
+        kinds |= {"int": tensor.long(), "float8": tensor.to(torch.float8_e4m3fn)}
+        kinds |= {"quantised": torch.quantize_per_tensor(tensor.float(), 0.1, 0, torch.qint8)}
+    return kinds
+
+
+@every_op
+@pytest.mark.parametrize("kind", torch_kinds(torch.ones(1, 1)))
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta", "ignore:.*quantize.*")
+def test_torch_kind(op: Op, kind: str) -> None:
+    arguments = op.sample(DOUBLE).arguments
+    names = op.array_names(arguments)
+    for name in names:
+        kinds = torch_kinds(arguments[name])
+        if kind not in kinds or (kind == "other device" and len(names) == 1):
+            continue
+        # Of two arguments on different devices either may be called the wrong one.
+        argument = f"({'|'.join(names)})" if kind == "other device" else name
+        refused(op, arguments | {name: kinds[kind]}, (TypeError, ValueError), argument)
+
+
+@every_op
+def test_arrays_of_two_libraries(op: Op) -> None:
+    arguments = op.sample(DOUBLE).arguments
+    names = op.array_names(arguments)
+    for name in names if len(names) > 1 else []:
+        refused(op, arguments | {name: arguments[name].numpy()}, TypeError, f"({'|'.join(names)})")
+
+
+@every_op
+def test_too_few_dimensions(op: Op) -> None:
+    arguments = op.sample(DOUBLE).arguments
+    for name in op.array_names(arguments):
+        for dims in range(op.arrays[name]):
+            refused(op, arguments | {name: arguments[name][(0,) * (arguments[name].ndim - dims)]}, ValueError, name)
+
+
+@every_op
+def test_under_compile_bad_arguments_still_raise(op: Op) -> None:
+    """The first shape error of the row, seen through the compiler: an error, not a result."""
+    bad = next((bad for bad in op.bad_inputs() if bad.mentions), None) or op.bad_inputs()[0]
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda arguments: op(arguments), backend="aot_eager", fullgraph=True)
+    with pytest.raises(Exception, match="expected"):
+        compiled(op.sample(DOUBLE).arguments | bad.changes)
+    torch._dynamo.reset()
+
+
+test_under_compile_bad_arguments_still_raise = pytest.mark.no_sanitizer(test_under_compile_bad_arguments_still_raise)
+
+
+# --- anything at all ---
+
+
+def any_array() -> strategies.SearchStrategy[Any]:
+    """Torch tensors and NumPy arrays of any type and of small, often unsuitable, shapes and layouts."""
+    shapes = strategies.lists(strategies.sampled_from([0, 1, 2, 3, 5, 7]), max_size=5).map(tuple)
+    torch_types = [
+        torch.float32,
+        DOUBLE,
+        torch.float16,
+        torch.bfloat16,
+        torch.int64,
+        torch.int32,
+        torch.uint8,
+        torch.bool,
+    ]
+    torch_types += [torch.complex64, torch.int16]
+    numpy_kinds = ["f4", "f8", "f2", "i8", "i4", "u1", "u8", "?", "c16", ">f4", "O", "S3", "g"]
+    layouts = strategies.sampled_from(["plain", "transposed", "reversed", "gaps", "expanded"])
+    values = strategies.sampled_from([0.0, 1.0, -1.0, float("nan"), float("inf"), 1e30])
+
+    def numpy_array(shape: tuple[int, ...], kind: str, layout: str, value: float) -> np.ndarray:
+        with np.errstate(all="ignore"):
+            array = np.full(
+                shape, value if kind[-1] in "fgc48216O" and kind not in ("i8", "i4", "u1", "u8") else 1
+            ).astype(kind)
+        if layout == "transposed":
+            return array.T
+        if layout == "reversed":
+            return array[::-1] if array.ndim else array
+        if layout == "gaps":
+            return array[..., ::2] if array.ndim else array
+        return np.broadcast_to(array, (2, *shape)) if layout == "expanded" else array
+
+    def tensor(shape: tuple[int, ...], dtype: torch.dtype, layout: str, value: float) -> torch.Tensor:
+        filled = torch.full(shape, value if dtype.is_floating_point or dtype.is_complex else 1).to(dtype)
+        if layout == "transposed":
+            return filled.permute(*reversed(range(filled.ndim)))
+        if layout == "gaps":
+            return filled[..., ::2] if filled.ndim else filled
+        return filled.expand(2, *shape) if layout == "expanded" else filled
+
+    return strategies.one_of(
+        strategies.builds(numpy_array, shapes, strategies.sampled_from(numpy_kinds), layouts, values),
+        strategies.builds(tensor, shapes, strategies.sampled_from(torch_types), layouts, values),
+    )
+
+
+def anything() -> strategies.SearchStrategy[Any]:
+    scalars = strategies.sampled_from(
+        [None, True, False, 0, 1, -1, 2, 2**31, 2**63, 10**400, -(10**400), 0.0, -0.0, 0.5, 1e-320, 1e300, -1.0]
+        + [
+            float("nan"),
+            float("inf"),
+            1j,
+            "",
+            "auto",
+            "samples",
+            "op: argument: expected",
+            b"x",
+            (),
+            [],
+            {},
+            object(),
+            print,
+        ]
+        + [np.float32(0.5), np.int64(3), np.bool_(True), np.array(0.5), np.array([0.5]), torch.tensor(0.5)]
+        + [torch.tensor([1, 2]), torch.tensor(3), np.datetime64("now"), Ellipsis, slice(None), range(3)]
+    )
+    return strategies.one_of(scalars, any_array())
+
+
+@every_op
+@hypothesis.settings(max_examples=150)
+@hypothesis.given(data=strategies.data())
+def test_anything_gives_a_result_or_a_clear_error(op: Op, data: strategies.DataObject) -> None:
+    """Up to three arguments of a good call are replaced by anything: it may work, or it must say what is wrong."""
+    sample = data.draw(
+        strategies.sampled_from(["batch", "tall", "many"] if not op.square else ["batch", "two", "many"])
+    )
+    arguments = op.sample(data.draw(strategies.sampled_from([torch.float32, DOUBLE])), sample).arguments
+    if data.draw(strategies.booleans()):
+        arguments = op.change(arguments, lambda tensor: tensor.numpy())
+    parameters = list(inspect.signature(op.function).parameters)
+    names = data.draw(strategies.lists(strategies.sampled_from(parameters), min_size=1, max_size=3, unique=True))
+    changed = arguments | {name: data.draw(anything(), label=name) for name in names}
+    try:
+        result = call(op.function, changed)
+    except (ValueError, TypeError, NotImplementedError) as error:
+        named = "|".join(parameters)
+        assert re.match(rf"{op.name}: ({named}): ", str(error)), f"{type(error).__name__}: {error}"
+        return
+    first = changed[next(iter(op.arrays))]
+    for output in as_tuple(result):
+        assert isinstance(output, torch.Tensor if isinstance(first, torch.Tensor) else np.ndarray)
