@@ -1,8 +1,9 @@
 """How rounding errors grow in the coding_rate family: the bounds of its rows in the op table, per item, in float64.
 
 The Gram matrix B = alpha Z^T Z and its factor are computed to |E_ij| <= c size eps sqrt(b_ii b_jj): Cauchy-Schwarz for
-the products, and since the identity is implicit the sums of the factorisation are bounded by b_ii as well. To first order
-log det then moves by tr(M E) and M = (I + B)^{-1} by M E M. Below, radii = sqrt(diag B), so |E| <= c size eps radii radii^T.
+the products, and since the identity is implicit the sums of the factorisation are bounded by b_ii as well. To first
+order log det then moves by tr(M E) and M = (I + B)^{-1} by M E M. Below, radii = sqrt(diag B), so that
+|E| <= c size eps radii radii^T.
 """
 
 from __future__ import annotations

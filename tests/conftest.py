@@ -11,7 +11,7 @@ import hypothesis
 import pytest
 import torch
 
-# Examples are drawn, not timed: on a busy machine a deadline fails for no fault of the code. CI draws the same ones always.
+# On a busy machine a deadline fails for no fault of the code. CI always draws the same examples.
 hypothesis.settings.register_profile("default", deadline=None, max_examples=60)
 hypothesis.settings.register_profile("ci", deadline=None, max_examples=60, derandomize=True, database=None)
 hypothesis.settings.register_profile("short", deadline=None, max_examples=15, derandomize=True, database=None)

@@ -1,4 +1,4 @@
-"""What every op must do without being run eagerly: compiled, exported, traced, on fake and meta tensors, and disabled."""
+"""What every op must do when it is not run eagerly: compiled, exported, traced, on fake and meta tensors, disabled."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_compiled_forward_mode_raises(op: Op) -> None:
     function, inputs = function_of(op, op.sample(DOUBLE))
     primals, tangents = tuple(t.detach() for t in inputs), tuple(torch.ones_like(t) for t in inputs)
     compiled = torch.compile(lambda p, t: torch.func.jvp(function, p, t)[1], backend="aot_eager", fullgraph=True)
-    with pytest.raises(Exception, match="forward-mode AD|Unsupported|fullgraph"):
+    with pytest.raises(Exception, match=r"forward-mode AD|Unsupported|fullgraph"):
         compiled(primals, tangents)
 
 

@@ -1,4 +1,4 @@
-"""What every op must do when it is differentiated or mapped: autograd of any order, torch.func, no silent forward mode."""
+"""What every op must do when it is differentiated or mapped: autograd of any order, torch.func, no forward mode."""
 
 from __future__ import annotations
 

@@ -189,7 +189,7 @@ GUARD = 64  # entries on both sides of every allocation
 
 
 class GuardedMemory:
-    """Replaces uninitialised memory by NaN (integers: a large negative number), between guards that nobody may write."""
+    """Replaces uninitialised memory by NaN (integers: -12345), between guards that nobody may write."""
 
     def __init__(self) -> None:
         self.blocks: list[torch.Tensor] = []

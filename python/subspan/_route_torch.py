@@ -161,13 +161,15 @@ def _define(op: Op) -> None:
 
 
 def _gradient_rule(op: Op) -> tuple[Callable[..., None], Callable[..., Any]]:
-    arity, n_outputs = len(op.inputs), len(op.outputs)
+    # Dynamo traces these functions: they close over functions and numbers, not over the Op.
+    arity, n_outputs, fused = len(op.inputs), len(op.outputs), bool(op.saves)
+    gradient, apply_upstream = op.gradient, op.backward
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         results = output if isinstance(output, tuple) else (output,)
         ctx.parameters = inputs[arity:]
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*inputs[:arity], *(results[n_outputs:] if op.saves else results[:1]))
+        ctx.save_for_backward(*inputs[:arity], *(results[n_outputs:] if fused else results[:1]))
 
     def backward(ctx: Any, *upstream: Any) -> Any:
         nothing = (None,) * (arity + len(ctx.parameters))
@@ -175,8 +177,8 @@ def _gradient_rule(op: Op) -> tuple[Callable[..., None], Callable[..., Any]]:
             return nothing
         tensors, saved = ctx.saved_tensors[:arity], ctx.saved_tensors[arity:]
         if torch.is_grad_enabled():  # the gradient will be differentiated: say it in differentiable operations
-            saved = op.gradient(*tensors, *ctx.parameters)
-        gradients = op.backward(upstream[0], saved, tensors, ctx.parameters)
+            saved = gradient(*tensors, *ctx.parameters)
+        gradients = apply_upstream(upstream[0], saved, tensors, ctx.parameters)
         return tuple(
             g if needed and g is not None else None for g, needed in zip(gradients, ctx.needs_input_grad, strict=False)
         ) + (None,) * len(ctx.parameters)
@@ -186,13 +188,13 @@ def _gradient_rule(op: Op) -> tuple[Callable[..., None], Callable[..., Any]]:
 
 def _function(op: Op) -> Any:
     """The autograd Function of an op; its outputs are the op's, then the saved arrays."""
-    arity, n_outputs = len(op.inputs), len(op.outputs)
+    arity, library_op, kernel = len(op.inputs), op.op, _library_kernel(op)
     remember, backward = _gradient_rule(op)
 
     def forward(*args: Any) -> Any:
         if not _traced() and all(t is None or (type(t) in _PLAIN and t.is_cpu) for t in args[:arity]):
-            return _run_kernel_saving(op, args)
-        result = op.op(*args)
+            return kernel(*args)
+        result = library_op(*args)
         return result if isinstance(result, tuple) else (result,)
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
