@@ -169,9 +169,7 @@ def labelled_bad() -> list[BadInput]:
         BadInput("label negative", {"labels": low}, ValueError, "labels"),
         BadInput("label negative, classes not given", {"labels": low, "num_classes": None}, ValueError, "labels"),
         BadInput("too few labels", {"labels": high[:, :6]}, ValueError, "labels", ("(3, 6)", "(3, 7, 5)")),
-        BadInput(
-            "batch of labels", {"labels": torch.zeros(2, 7).long()}, ValueError, "labels", ("(2, 7)", "(3, 7, 5)")
-        ),
+        BadInput("batch of labels", {"labels": batch}, ValueError, "labels", ("(2, 7)", "(3, 7, 5)")),
         BadInput("labels without a dimension", {"labels": torch.tensor(1)}, ValueError, "labels", ("()",)),
         BadInput("floating labels", {"labels": torch.zeros(3, 7)}, TypeError, "labels"),
         BadInput("a list of labels", {"labels": [0] * 7}, TypeError, "labels"),

@@ -185,7 +185,7 @@ def same_results(op: Op, sample: Sample, first: Results, second: Results) -> Non
 def leaves(op: Op, sample: Sample) -> Arguments:
     """The sample with fresh tensors, those that are differentiated requiring a gradient."""
     names = op.differentiated(sample)
-    fresh = op.change(sample.arguments, lambda tensor: tensor.detach().clone())
+    fresh = op.change(sample.arguments, lambda t: t.detach().clone(memory_format=torch.contiguous_format))
     return fresh | {name: fresh[name].requires_grad_() for name in names}
 
 

@@ -1,4 +1,4 @@
-"""What every op must refuse, and how: a ValueError or TypeError that names op, argument, what is expected and what came."""
+"""What every op must refuse, and how: a ValueError or TypeError that names op, argument, the expected and the given."""
 
 from __future__ import annotations
 
@@ -229,7 +229,7 @@ def any_array() -> strategies.SearchStrategy[Any]:
     def tensor(shape: tuple[int, ...], dtype: torch.dtype, layout: str, value: float) -> torch.Tensor:
         filled = torch.full(shape, value if dtype.is_floating_point or dtype.is_complex else 1).to(dtype)
         if layout == "transposed":
-            return filled.permute(*reversed(range(filled.ndim)))
+            return filled.permute(tuple(reversed(range(filled.ndim))))
         if layout == "gaps":
             return filled[..., ::2] if filled.ndim else filled
         return filled.expand(2, *shape) if layout == "expanded" else filled

@@ -45,7 +45,8 @@ def test_gradcheck(op: Op, sample: Sample) -> None:
 @derivative_cases()
 def test_gradgradcheck(op: Op, sample: Sample) -> None:
     function, inputs = function_of(op, sample)
-    assert torch.autograd.gradgradcheck(function, inputs, gen_non_contig_grad_outputs=True)
+    exact = sum(tensor.numel() for tensor in inputs) <= 20  # else along random directions: n^3 calls would be too slow
+    assert torch.autograd.gradgradcheck(function, inputs, gen_non_contig_grad_outputs=True, fast_mode=not exact)
 
 
 @every_op
@@ -62,6 +63,7 @@ def test_gradient_without_and_with_graph_agree(op: Op) -> None:
 
 
 @every_op
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch's own, on first use
 def test_forward_mode_raises(op: Op) -> None:
     """Anything but an error would be a tangent of zero."""
     function, inputs = function_of(op, op.sample(DOUBLE))

@@ -48,7 +48,7 @@ def _draw(axes, y: int, result: Result, low: float) -> None:
     ratio, asked = result.ratio(PLAIN), _asked(result)
     beside = axes.get_yaxis_transform()  # x in parts of the axes, y in rows
     if ratio is None:
-        axes.text(1.02, y, "check failed", transform=beside, va="center", color=BAR)
+        axes.text(1.07, y, "check failed", va="center", color=BAR)
         return
     color = MISSED if result.verdict == "not met" else REACHED
     axes.barh(y, max(ratio, low) - 1, left=1, height=0.6, color=color, zorder=2)
@@ -58,8 +58,14 @@ def _draw(axes, y: int, result: Result, low: float) -> None:
         right = max(right, asked) if right > 0.4 * asked else right  # the label keeps off the mark
     label = f"{ratio:.2g}×" if ratio < 10 else f"{ratio:.0f}×"
     axes.text(1.07 * right, y, label, va="center", weight="bold", zorder=5)
-    for x, text in ((1.13, seconds(result.subspan.median)), (1.26, percent(result.floor_fraction))):
-        axes.text(x, y, text, transform=beside, ha="right", va="center", fontsize=10)
+    _columns(axes, y, beside, seconds(result.subspan.median), percent(result.floor_fraction), fontsize=10)
+
+
+def _columns(axes, y: float, transform, time: str, fraction: str, **style) -> None:
+    """Two columns of text right of the axes, in points, so that the layout can make room for them."""
+    for points, text in ((66, time), (112, fraction)):
+        at = {"xy": (1, y), "xycoords": transform, "xytext": (points, 0), "textcoords": "offset points"}
+        axes.annotate(text, ha="right", va="center", annotation_clip=False, **at, **style)
 
 
 def _decorate(axes, shown: list[Result], low: float, high: float) -> None:
@@ -76,8 +82,7 @@ def _decorate(axes, shown: list[Result], low: float, high: float) -> None:
     axes.tick_params(length=0)
     axes.grid(axis="x", color="#e3e6e9", linewidth=0.8, zorder=0)
     axes.spines[:].set_visible(False)
-    for x, text in ((1.13, "time"), (1.26, "of limit")):
-        axes.text(x, 1.01, text, transform=axes.transAxes, ha="right", va="bottom", fontsize=9, color=QUIET)
+    _columns(axes, 1.015, axes.transAxes, "time", "of limit", fontsize=9, color=QUIET)
     if any(_asked(result) for result in shown):
         text = f"asked for, or {100 * FLOOR_FRACTION:.0f} % of the machine's limit"
         mark = Line2D([], [], color=BAR, linewidth=2.5, label=text)

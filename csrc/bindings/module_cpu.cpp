@@ -15,12 +15,13 @@ namespace {
 constexpr Device kDevice = Device::cpu;
 
 void bind_coding_rate(py::module_& m) {
-  m.def("spd_logdet", [](py::handle A, py::handle logdet, py::handle info, py::handle inverse, int threads) {
+  m.def("spd_logdet", [](py::handle A, py::handle logdet, py::handle info, py::handle inverse, bool implicit_identity,
+                         int threads) {
     const ArrayArg a(A, "A"), out(logdet, "logdet");
     const OptionalArrayArg inv(inverse, "inverse"), status(info, "info");
     check_spd_logdet(a.view(), out.view(), inv.view(), status.view(), kDevice);
     py::gil_scoped_release unlocked;
-    spd_logdet_cpu(a.view(), out.view(), inv.view(), status.view(), threads);
+    spd_logdet_cpu(a.view(), out.view(), inv.view(), status.view(), implicit_identity, threads);
   });
   m.def("coding_rate", [](py::handle Z, py::handle weights, py::handle rate, py::handle info, py::handle d_Z, py::handle d_weights,
                           double alpha, double eps2, double scale, int side, int threads) {

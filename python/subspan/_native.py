@@ -70,3 +70,11 @@ def cuda_module() -> ModuleType | None:
 def cuda_problem() -> str:
     """Why the CUDA kernels cannot run here; empty where they can."""
     return _cuda()[1]
+
+
+def cuda() -> ModuleType:
+    """The CUDA module, where `cuda_problem` found none."""
+    module = cuda_module()
+    if module is None:
+        raise RuntimeError(f"subspan: {cuda_problem()}")
+    return module

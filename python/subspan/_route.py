@@ -38,6 +38,7 @@ class Op:
     gradient:   (*tensors, *parameters) -> what `backward` needs, in differentiable torch operations
     backward:   (upstream of the first output, saved, tensors, parameters) -> gradient of each tensor
     saves:      which inputs' shapes the saved arrays have; empty: backward needs the first output itself
+    cuda_kernel, cuda_serves: as kernel, with the stream's handle for the threads; and whether it can take these arguments
     """
 
     name: str
@@ -50,6 +51,8 @@ class Op:
     gradient: Callable[..., Any]
     backward: Callable[..., Any]
     saves: tuple[int, ...] = (0,)
+    cuda_kernel: Callable[..., None] | None = None
+    cuda_serves: Callable[..., bool] | None = None
 
     @property
     def op(self) -> Any:
@@ -58,6 +61,7 @@ class Op:
 
 
 OPS: dict[str, Op] = {}
+_ENTRIES: dict[str, Callable[..., Any]] = {}
 
 
 def register(op: Op) -> Callable[..., Any]:
@@ -65,8 +69,15 @@ def register(op: Op) -> Callable[..., Any]:
     op's public functions call with checked, broadcast arguments."""
     OPS[op.name] = op
     if torch is None:
-        return lambda wanted, *args: _run_numpy(op, args, wanted)
-    return _register_torch(op)
+        _ENTRIES[op.name] = lambda wanted, *args: _run_numpy(op, args, wanted)
+    else:
+        _ENTRIES[op.name] = _register_torch(op)
+    return _ENTRIES[op.name]
+
+
+def call(name: str, wanted: int, *args: Any) -> Any:
+    """The first `wanted` outputs of a registered op, for composites that build on it."""
+    return _ENTRIES[name](wanted, *args)
 
 
 def paths() -> list[dict[str, str]]:
@@ -88,23 +99,30 @@ def paths() -> list[dict[str, str]]:
 
 #: Ops whose CUDA kernel a committed measurement on a GPU shows correct and faster than the composite.
 CUDA_DEFAULT: frozenset[str] = frozenset()
-#: Ops that a CUDA kernel can serve at all.
-CUDA_KERNELS: dict[str, Callable[..., Any]] = {}
+_CUDA_ASKED = os.environ.get("SUBSPAN_CUDA_KERNELS", "0") not in ("", "0")
 
 
-def cuda_kernel_wanted(name: str) -> bool:
-    """Whether the op named runs its CUDA kernel on CUDA tensors."""
-    asked = os.environ.get("SUBSPAN_CUDA_KERNELS", "0") not in ("", "0")
-    return name in CUDA_KERNELS and (asked or name in CUDA_DEFAULT) and not DISABLED and not _native.cuda_problem()
+def cuda_kernel_serves(name: str, *args: Any) -> bool:
+    """Whether the op named runs its CUDA kernel on these arguments."""
+    op = OPS[name]
+    if op.cuda_kernel is None or op.cuda_serves is None or DISABLED or not args[0].is_cuda:
+        return False
+    if not (_CUDA_ASKED or name in CUDA_DEFAULT) or _native.cuda_problem():
+        return False
+    return op.cuda_serves(*args)
 
 
 def _cuda_path(name: str) -> tuple[str, str]:
-    if name not in CUDA_KERNELS:
+    if DISABLED:
+        return "composite", "SUBSPAN_DISABLE is set"
+    if OPS[name].cuda_kernel is None:
         return "composite", "no CUDA kernel of its own"
-    if cuda_kernel_wanted(name):
-        return "kernel", "by default" if name in CUDA_DEFAULT else "SUBSPAN_CUDA_KERNELS is set"
     if _native.cuda_problem():
         return "composite", _native.cuda_problem()
+    if name in CUDA_DEFAULT:
+        return "kernel", "measured faster than the composite"
+    if _CUDA_ASKED:
+        return "kernel", "SUBSPAN_CUDA_KERNELS is set"
     return "composite", "the kernel is not yet measured on a GPU; SUBSPAN_CUDA_KERNELS=1 selects it"
 
 

@@ -91,6 +91,8 @@ def torch_entry(op: Op, otherwise: Callable[..., Any]) -> Callable[..., Any]:
 
 def _general_entry(op: Op, function: Any, otherwise: Callable[..., Any]) -> Callable[[int, tuple[Any, ...]], Any]:
     """Everything but plain eager CPU tensors."""
+    from . import _route
+
     arity = len(op.inputs)
 
     def general(wanted: int, args: tuple[Any, ...]) -> Any:
@@ -99,7 +101,7 @@ def _general_entry(op: Op, function: Any, otherwise: Callable[..., Any]) -> Call
             return otherwise(wanted, args)
         if _forward_level() >= 0 or _any_dual(tensors):
             raise NotImplementedError(f"{op.name}: forward-mode AD is not supported; use reverse mode")
-        if DISABLED or not (first.is_cpu or first.is_meta):
+        if DISABLED or not (first.is_cpu or first.is_meta or _route.cuda_kernel_serves(op.name, *args)):
             return op.composite(*args)[:wanted]
         return function.apply(*args)[:wanted]
 
@@ -118,7 +120,12 @@ def _run_kernel_saving(op: Op, args: tuple[Any, ...]) -> tuple[Any, ...]:
         for shape, kind in zip(op.shapes(*args), op.outputs, strict=True)
     )
     saved = tuple(None if args[i] is None else new(tuple(args[i].shape), dtype=compute) for i in op.saves)
-    op.kernel(*args[:arity], *outputs, *saved, *args[arity:], torch.get_num_threads())
+    if args[0].is_cuda:
+        assert op.cuda_kernel is not None
+        stream = torch.cuda.current_stream(args[0].device).cuda_stream
+        op.cuda_kernel(*args[:arity], *outputs, *saved, *args[arity:], stream)
+    else:
+        op.kernel(*args[:arity], *outputs, *saved, *args[arity:], torch.get_num_threads())
     return outputs + tuple(new((0,), dtype=compute) if array is None else array for array in saved)
 
 
@@ -154,6 +161,8 @@ def _define(op: Op) -> None:
     kernel, fake = _library_kernel(op), _fake_kernel(op)
     _LIBRARY.define(f"{op.name}({signature}) -> {results}")
     _LIBRARY.impl(op.name, (lambda *a: kernel(*a)[0]) if single else kernel, "CPU")
+    if op.cuda_kernel is not None:
+        _LIBRARY.impl(op.name, kernel, "CUDA")
     qualified = f"subspan::{op.name}"
     torch.library.register_fake(qualified, (lambda *a: fake(*a)[0]) if single else fake, lib=_LIBRARY)
     setup, backward = _gradient_rule(op)

@@ -115,13 +115,9 @@ __device__ void factor_diagonal_block(const BlockMatrix<T>& m, Panel panel, bool
   __syncwarp();  // the other half may not have read the block yet
   if (!writes) return;
   for (int k = panel.width; k < kPanel; ++k) m.factor[k * kPanel + lane] = k == lane;
-  if (lane >= panel.width) return;
-  m.pivot[panel.begin + lane] = pivot[0];
+  if (lane < panel.width) m.pivot[panel.begin + lane] = pivot[0];
   if constexpr (Inverse) {
-#pragma unroll
-    for (int k = 0; k < kPanel; ++k) {
-      if (k < panel.width) block[k * m.column + lane] = d[0][k];
-    }
+    visit_swept(d, panel.width, lane, [&](int row, int col, T entry) { block[col * m.column + row] = entry; });
   }
 }
 

@@ -41,69 +41,53 @@ __device__ void load_group(T (&a)[R][N], const T* matrix, std::int64_t row_strid
   }
 }
 
-// Writes scale * a as a packed matrix; a is symmetric, so row k is written from column k, lanes side by side.
-template <class T, int N, int R>
-__device__ void store_group(const T (&a)[R][N], T* matrix, int n, int lane, T scale) {
-  constexpr int G = N / R;
-  T* entry = matrix + lane;
-#pragma unroll
-  for (int k = 0; k < N; ++k) {
-    if (k >= n) break;
-#pragma unroll
-    for (int r = 0; r < R; ++r) {
-      if (r * G + lane < n) entry[r * G] = scale * a[r][k];
-    }
-    entry += n;
-  }
-}
-
 // Eliminates the first n pivots and records them (see PivotSummary for what a recorded pivot is).
-//   Inverse = false: a becomes the strictly lower part of the Cholesky factor.
-//   Inverse = true:  a becomes minus the inverse, by the sweep operator (Goodnight 1979). Sweeping pivot j is the
-//   Cholesky
-//     update of the trailing rows, done to *all* rows and columns: with column l = a[:, j] / sqrt(p) and l[j] = -1 /
-//     sqrt(p), clear row and column j and subtract l l^T. Products commute, so a stays symmetric to the last bit.
-// Calls visit(j, root, l) with root = 1 / sqrt(p) and the lane's entries l of column j, which below row j are those of
-// the Cholesky factor.
+//   Inverse = false: a Cholesky factorisation; a is left without use.
+//   Inverse = true:  a becomes minus the inverse, by the sweep operator (Goodnight 1979). Sweeping pivot j is the Cholesky
+//     update of the trailing rows, done to *all* rows and columns: with l = a[:, j] / sqrt(p) and l[j] = -1 / sqrt(p),
+//     clear row and column j and subtract l l^T. Products commute, so a stays symmetric to the last bit.
+// The pivot's column is always a[.][0]: each step moves the columns one place to the left as it updates them, which costs
+// nothing and makes the steps one small loop, where indexing registers by j would unroll to tens of thousands of
+// instructions. A swept column re-enters on the right.
+// Calls visit(j, root, l) with root = 1 / sqrt(p) and the lane's entries l of column j, which below row j are those of the
+// Cholesky factor.
 template <bool Inverse, class T, int N, int R, class Visit>
 __device__ void factor_group(T (&a)[R][N], T (&pivot)[R], int n, bool implicit_identity, int lane, Visit&& visit) {
-  constexpr int G = N / R, kChunk = 8;
+  constexpr int G = N / R;
 #pragma unroll
-  for (int j = 0; j < N; ++j) {
-    // The tests against the run-time n also keep the compiler from interleaving columns, or the shuffles of a whole row
-    // of them, which spills kilobytes.
-    if (j < n) {
-      const int first = Inverse ? 0 : j + 1;  // column of the update
-      const T own = __shfl_sync(kAllLanes, a[j / G][j], j % G, G);
+  for (int block = 0; block < R; ++block) {
+#pragma unroll 1
+    for (int owner = 0; owner < G && block * G + owner < n; ++owner) {  // pivot j = block * G + owner
+      const T own = __shfl_sync(kAllLanes, a[block][0], owner, G);
       const T root = inverse_root_of_pivot(own, implicit_identity);
-      const bool holds_pivot = lane == j % G;
-      if (holds_pivot) pivot[j / G] = own;
-
+      if (lane == owner) pivot[block] = own;
       T l[R] = {};
 #pragma unroll
-      for (int r = 0; r < R; ++r) {
-        if (!Inverse && r * G + G - 1 < j) continue;
-        l[r] = a[r][j] * root;
-        a[r][j] = Inverse ? T(0) : l[r];
+      for (int r = Inverse ? 0 : block; r < R; ++r) l[r] = a[r][0] * root;
+      visit(block * G + owner, root, l);
+      if (Inverse && lane == owner) {
+        l[block] = -root;
+#pragma unroll
+        for (int k = 1; k < N; ++k) a[block][k] = 0;
       }
-      visit(j, root, l);
-      if (Inverse && holds_pivot) {
-        l[j / G] = -root;
+
+      // Entry j + k of l is held by lane (owner + k) % G, in the row block after k / G others, or one later where the sum
+      // has wrapped, which is so for the lanes before the owner.
+      T offered[R];
 #pragma unroll
-        for (int k = 0; k < N; ++k) a[j / G][k] = 0;
-      }
+      for (int x = 0; x < R; ++x) offered[x] = lane < owner ? l[(block + x + 1) % R] : l[(block + x) % R];
 #pragma unroll
-      for (int chunk = 0; chunk < N; chunk += kChunk) {
-        if (chunk + kChunk <= first || chunk >= n) continue;
+      for (int k = 1; k < N; ++k) {
+        if (!Inverse && k >= (R - block) * G) continue;
+        const T l_k = __shfl_sync(kAllLanes, offered[k / G], owner + k, G);
 #pragma unroll
-        for (int k = chunk; k < chunk + kChunk; ++k) {
-          if (k < first) continue;
-          const T l_k = __shfl_sync(kAllLanes, l[k / G], k % G, G);
-#pragma unroll
-          for (int r = 0; r < R; ++r) {
-            if (Inverse || r * G + G - 1 >= k) a[r][k] -= l[r] * l_k;
-          }
+        for (int r = Inverse ? 0 : block; r < R; ++r) {
+          if (Inverse || k < (r - block + 1) * G) a[r][k - 1] = a[r][k] - l[r] * l_k;
         }
+      }
+      if (Inverse) {
+#pragma unroll
+        for (int r = 0; r < R; ++r) a[r][N - 1] = l[r] * root;
       }
     }
   }
@@ -112,6 +96,21 @@ __device__ void factor_group(T (&a)[R][N], T (&pivot)[R], int n, bool implicit_i
 template <bool Inverse, class T, int N, int R>
 __device__ void factor_group(T (&a)[R][N], T (&pivot)[R], int n, bool implicit_identity, int lane) {
   factor_group<Inverse>(a, pivot, n, implicit_identity, lane, [](int, T, const T(&)[R]) {});
+}
+
+// Calls write(row, col, entry) for the lane's entries of a swept matrix: n steps have brought column 0 to place N - n.
+template <class T, int N, int R, class Write>
+__device__ void visit_swept(const T (&a)[R][N], int n, int lane, Write&& write) {
+  constexpr int G = N / R;
+#pragma unroll
+  for (int k = 0; k < N; ++k) {
+    const int col = k - (N - n);
+    if (col < 0) continue;
+#pragma unroll
+    for (int r = 0; r < R; ++r) {
+      if (r * G + lane < n) write(r * G + lane, col, a[r][k]);
+    }
+  }
 }
 
 }  // namespace subspan

@@ -1,6 +1,8 @@
 // spd_logdet: log det A = sum_j log p_j over the pivots p_j of the Cholesky factorisation of A, and A^{-1} on request.
 //   A (*batch, n, n) any strides, lower triangle read; logdet (*batch); inverse (*batch, n, n) packed; info (*batch) int32.
 // Not positive definite: logdet and inverse of that item are NaN, info is the 1-based index of the first bad pivot.
+// With implicit_identity it is log det (I + A) and (I + A)^{-1} of a positive semidefinite A, the identity never added, see
+// Pivot::kIdentity in core/small_matrix/pivot.h.
 #pragma once
 #include "core/batch.h"
 #include "core/check_view.h"
@@ -18,9 +20,8 @@ inline void check_spd_logdet(const TensorView& A, const TensorView& logdet, cons
   if (info) check_output(*info, DType::i32, items, device, op, "info");
 }
 
-void spd_logdet_cpu(const TensorView& A, const TensorView& logdet, const TensorView* inverse, const TensorView* info, int threads);
-
-// implicit_identity: log det (I + A) for positive semidefinite A, see Pivot::kIdentity in core/small_matrix/pivot.h.
+void spd_logdet_cpu(const TensorView& A, const TensorView& logdet, const TensorView* inverse, const TensorView* info,
+                    bool implicit_identity, int threads);
 void spd_logdet_cuda(const TensorView& A, const TensorView& logdet, const TensorView* inverse, const TensorView* info,
                      bool implicit_identity, void* stream);
 

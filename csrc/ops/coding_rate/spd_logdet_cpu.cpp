@@ -24,7 +24,7 @@ struct Call {
   T* inverse_of(index_t item) const { return inverse + item * size * size; }
 };
 
-template <class T>
+template <Pivot kind, class T>
 void blocked(const Call<T>& call, index_t item, int threads) {
   Workspace workspace;
   const index_t size = call.size;
@@ -32,7 +32,7 @@ void blocked(const Call<T>& call, index_t item, int threads) {
   const Panels<T>& lower = factor.lower;
   const Rows<T> rows = call.rows(item);
   const Panels<T> work{call.inverse ? workspace.take<T>(panel_elements<T>(lower.depth, size)) : nullptr, lower.depth, lower.width};
-  PivotLog<double, double, Pivot::kPlain> log;
+  PivotLog<double, double, kind> log;
   parallel_team(threads, [&](Team team) {
     for (index_t p = team.rank(); p * lower.width < size; p += team.size()) {
       const index_t first = p * lower.width;
@@ -41,7 +41,7 @@ void blocked(const Call<T>& call, index_t item, int threads) {
       pack_rows(rows, first, count, 0, first + count, panel);
     }
     team.barrier();
-    PivotLog<double, double, Pivot::kPlain> private_log;
+    PivotLog<double, double, kind> private_log;
     cholesky(factor, private_log, team);
     if (team.rank() == 0) log = private_log;
     if (!call.inverse) return;
@@ -56,7 +56,7 @@ void blocked(const Call<T>& call, index_t item, int threads) {
 }
 
 // Matrices first ... first + kLanes - 1, one per lane; lanes beyond the last item repeat it and are not stored.
-template <class T>
+template <Pivot kind, class T>
 void interleaved(const Call<T>& call, index_t group) {
   constexpr index_t lanes = kLanes<T>;
   const index_t size = call.size, first = group * lanes;
@@ -88,7 +88,7 @@ void interleaved(const Call<T>& call, index_t group) {
       for (index_t c = 0; c < columns; ++c) a[i * size + k + c] = square[c];
     }
   }
-  PivotLog<T, Vec<T>, Pivot::kPlain> log;
+  PivotLog<T, Vec<T>, kind> log;
   cholesky_interleaved(a, reciprocals, size, log);
   for (index_t lane = 0; lane < present; ++lane) {
     call.logdet[first + lane] = log.log(lane);
@@ -101,28 +101,29 @@ void interleaved(const Call<T>& call, index_t group) {
   }
 }
 
-template <class T>
+template <Pivot kind, class T>
 void run(const Call<T>& call, int threads) {
   const double size = static_cast<double>(call.size);
   const double flops = size * size * size * (call.inverse ? 1.0 : 1.0 / 3);
   const int useful = useful_threads(flops * static_cast<double>(call.items), threads);
   if (call.size <= kInterleavedSize && call.items >= kInterleavedItems) {
-    parallel_for((call.items + kLanes<T> - 1) / kLanes<T>, useful, [&](index_t group) { interleaved(call, group); });
+    parallel_for((call.items + kLanes<T> - 1) / kLanes<T>, useful, [&](index_t group) { interleaved<kind>(call, group); });
   } else if (call.items >= threads) {
-    parallel_for(call.items, useful, [&](index_t item) { blocked(call, item, 1); });
+    parallel_for(call.items, useful, [&](index_t item) { blocked<kind>(call, item, 1); });
   } else {
-    for (index_t item = 0; item < call.items; ++item) blocked(call, item, useful_threads(flops / 4, threads));
+    for (index_t item = 0; item < call.items; ++item) blocked<kind>(call, item, useful_threads(flops / 4, threads));
   }
 }
 
 }  // namespace
 
-void spd_logdet_cpu(const TensorView& A, const TensorView& logdet, const TensorView* inverse, const TensorView* info, int threads) {
+void spd_logdet_cpu(const TensorView& A, const TensorView& logdet, const TensorView* inverse, const TensorView* info,
+                    bool implicit_identity, int threads) {
   dispatch_float(compute_dtype(A.dtype), "spd_logdet", [&](auto tag) {
     using T = typename decltype(tag)::type;
-    run(Call<T>{A, logdet.ptr<T>(), inverse ? inverse->ptr<T>() : nullptr, info ? info->ptr<std::int32_t>() : nullptr,
-                A.size(-1), batch_count(A, 2)},
-        threads);
+    const Call<T> call{A,           logdet.ptr<T>(), inverse ? inverse->ptr<T>() : nullptr, info ? info->ptr<std::int32_t>() : nullptr,
+                       A.size(-1), batch_count(A, 2)};
+    implicit_identity ? run<Pivot::kIdentity>(call, threads) : run<Pivot::kPlain>(call, threads);
   });
 }
 

@@ -49,7 +49,10 @@ __global__ void __launch_bounds__(kBlockThreads) spd_logdet_group(const Problem<
   if (!live) return;
   if (lane == 0) write_summary(problem, summary, index);
   if constexpr (Inverse) {
-    store_group(a, problem.inverse + index * n * n, n, lane, summary.failed() ? kNaN<T> : T(-1));
+    T* out = problem.inverse + index * n * n;
+    const T sign = summary.failed() ? kNaN<T> : T(-1);
+    // The inverse is symmetric: written column by column, lanes have neighbouring addresses.
+    visit_swept(a, n, lane, [&](int row, int col, T entry) { out[col * n + row] = sign * entry; });
   }
 }
 

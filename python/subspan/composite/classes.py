@@ -40,15 +40,15 @@ class Classes:
         """The value of each sample's class."""
         return (self.membership @ per_class[..., None]).squeeze(-1)
 
-    def rates(self, implicit: bool) -> Tensor:
+    def rates(self) -> Tensor:
         if self.on_samples:
             gram = self.joint_gram()
             factor, valid = factor_identity_plus(gram)
-            logs = log_pivots(gram, factor, implicit) * (valid * self.valid)[..., None]
+            logs = log_pivots(gram, factor) * (valid * self.valid)[..., None]
             return 0.5 * (logs[..., None, :] @ self.membership).squeeze(-2)
         rates = []
         for members, alpha in self.chunks():
-            rates.append(0.5 * log_det_identity_plus(members.mT @ members * alpha[..., None, None], implicit))
+            rates.append(0.5 * log_det_identity_plus(members.mT @ members * alpha[..., None, None]))
         return torch.cat(rates, -1) * self.valid[..., None]
 
     def gradient(self) -> Tensor:

@@ -36,8 +36,15 @@ from .factor import (
 
 
 @without_autocast
-def spd_logdet(A: Tensor) -> tuple[Tensor, Tensor]:
-    """log det A from the lower triangle, and the 1-based index of the first pivot that is not positive (0: none)."""
+def spd_logdet(A: Tensor, implicit_identity: bool = False) -> tuple[Tensor, Tensor]:
+    """log det A from the lower triangle, and the 1-based index of the first pivot that is not positive (0: none).
+
+    With implicit_identity log det (I + A), and info is -1 for an item that is not finite.
+    """
+    if implicit_identity:
+        log_det = log_det_identity_plus(A.to(factor_dtype(A)), A.dtype == factor_dtype(A))
+        info = torch.where(log_det.detach().isfinite(), 0, -1)
+        return log_det.to(result_dtype(A)), info.to(torch.int32)
     factor, info = cholesky_ex(A.to(factor_dtype(A)))
     logs = 2 * factor.diagonal(dim1=-2, dim2=-1).log()
     if A.shape[-1]:  # an infinite or NaN pivot may pass as positive
@@ -48,9 +55,12 @@ def spd_logdet(A: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @without_autocast
-def spd_logdet_gradient(A: Tensor) -> Tensor:
-    """The inverse of A, which is the gradient of its log determinant."""
-    factor, info = cholesky_ex(A.to(factor_dtype(A)))
+def spd_logdet_gradient(A: Tensor, implicit_identity: bool = False) -> Tensor:
+    """The inverse of A (of I + A), which is the gradient of its log determinant."""
+    matrix = A.to(factor_dtype(A))
+    if implicit_identity:
+        matrix = matrix + identity(A.shape[-1], matrix)
+    factor, info = cholesky_ex(matrix)
     half = solve_triangular(factor, identity(A.shape[-1], factor), upper=False)
     valid = one_where((info == 0) & factor.detach().diagonal(dim1=-2, dim2=-1).sum(-1).isfinite(), factor)
     inverse: Tensor = half.mT @ half * valid[..., None, None]
@@ -69,16 +79,15 @@ def coding_rate(
     alpha None: d / (sum_i w_i * eps2).
     """
     rows = Z.to(factor_dtype(Z))
-    implicit = rows.dtype == Z.dtype
     if weights is None:
         gram = unweighted_gram(rows, on_samples(Z, side)) * plain_alpha(Z, alpha, eps2)
-        log_det = log_det_identity_plus(gram, implicit)
+        log_det = log_det_identity_plus(gram)
     else:
         strength, _ = weight_strength(Z, weights, alpha, eps2)
         if on_samples(Z, side):
-            log_det = weighted_log_det(rows @ rows.mT, strength, implicit)
+            log_det = weighted_log_det(rows @ rows.mT, strength)
         else:
-            log_det = log_det_identity_plus((rows * strength[..., None]).mT @ rows, implicit)
+            log_det = log_det_identity_plus((rows * strength[..., None]).mT @ rows)
     rate = (scale * log_det).to(result_dtype(Z))
     info = torch.where(log_det.detach().isfinite(), 0, -1).to(torch.int32)
     return rate, info
@@ -193,25 +202,25 @@ class WeightedLogDet(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(gram: Tensor, strength: Tensor, implicit: bool) -> Tensor:
+    def forward(gram: Tensor, strength: Tensor) -> Tensor:
         root = strength.sqrt()
-        return log_det_identity_plus(root[..., None] * gram * root[..., None, :], implicit)
+        return log_det_identity_plus(root[..., None] * gram * root[..., None, :])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:2])
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor]:
         (grad,) = upstream
         gram, strength = ctx.saved_tensors
         resolvent = weighted_resolvent(gram, strength)
         energy = gram.diagonal(dim1=-2, dim2=-1) - ((gram @ resolvent) * gram).sum(-1)
-        return grad[..., None, None] * resolvent, grad[..., None] * energy, None
+        return grad[..., None, None] * resolvent, grad[..., None] * energy
 
 
-def weighted_log_det(gram: Tensor, strength: Tensor, implicit: bool) -> Tensor:
-    result: Tensor = WeightedLogDet.apply(gram, strength, implicit)  # type: ignore[no-untyped-call]
+def weighted_log_det(gram: Tensor, strength: Tensor) -> Tensor:
+    result: Tensor = WeightedLogDet.apply(gram, strength)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -228,7 +237,7 @@ def class_coding_rates(Z: Tensor, labels: Tensor, eps2: float, num_classes: int)
     """1/2 logdet(I + d / (t_j eps2) Z_j^T Z_j) and t_j of every class."""
     rows = Z.to(factor_dtype(Z))
     classes = Classes(rows, labels, eps2, num_classes)
-    rates = classes.rates(implicit=rows.dtype == Z.dtype)
+    rates = classes.rates()
     return rates.to(result_dtype(Z)), (classes.mass * classes.valid[..., None]).to(result_dtype(Z))
 
 
@@ -242,11 +251,10 @@ def class_coding_rates_gradient(Z: Tensor, labels: Tensor, eps2: float, num_clas
 def rate_reduction(Z: Tensor, labels: Tensor, eps2: float, num_classes: int, gamma: float) -> tuple[Tensor]:
     """R - gamma * sum_j (t_j / n) R_j."""
     rows = Z.to(factor_dtype(Z))
-    implicit = rows.dtype == Z.dtype
     gram = unweighted_gram(rows, on_samples(Z, "auto")) * plain_alpha(Z, None, eps2)
     classes = Classes(rows, labels, eps2, num_classes)
-    compression = (classes.mass * classes.rates(implicit)).sum(-1) / max(Z.shape[-2], 1)
-    return ((0.5 * log_det_identity_plus(gram, implicit) - gamma * compression).to(result_dtype(Z)),)
+    compression = (classes.mass * classes.rates()).sum(-1) / max(Z.shape[-2], 1)
+    return ((0.5 * log_det_identity_plus(gram) - gamma * compression).to(result_dtype(Z)),)
 
 
 @without_autocast

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.linalg import cholesky_ex, solve_triangular
 
+from .. import _route
+
 
 def without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
     """Autocast would round a Gram matrix to half precision, which makes I + alpha * Gram indefinite."""
@@ -54,25 +56,25 @@ def factor_identity_plus(gram: Tensor) -> tuple[Tensor, Tensor]:
     return factor, one_where((info == 0) & pivots.sum(-1).isfinite(), factor)
 
 
-def log_pivots(gram: Tensor, factor: Tensor, implicit: bool) -> Tensor:
+def log_pivots(gram: Tensor, factor: Tensor) -> Tensor:
     """Logarithm of each pivot of I + gram, that is 2 log L_ii; they sum to the log determinant.
 
     Rounding 1 + B_ii loses the digits of a tiny B. The factor's entries left of the diagonal do not suffer and give the
     Schur complement without the identity, delta_i = B_ii - sum_{l<i} L_il^2, hence log1p(delta_i) to full accuracy. Its
     derivative would cancel badly for a large B while that of log L_ii is backward stable, so the difference of the
-    two, zero in exact arithmetic, enters as a constant. Only `implicit` rates need it, those of input as precise as the
-    factor: for others float64 has 8 digits to spare.
+    two, zero in exact arithmetic, enters as a constant.
     """
     logs = 2 * factor.diagonal(dim1=-2, dim2=-1).log()
-    if not implicit:
-        return logs
-    delta = gram.diagonal(dim1=-2, dim2=-1) - factor.tril(-1).square().sum(-1)
-    return logs + (delta.clamp(min=0).log1p() - logs).detach()
+    without_identity = gram.detach().diagonal(dim1=-2, dim2=-1) - factor.detach().tril(-1).square().sum(-1)
+    return logs + (without_identity.clamp(min=0).log1p() - logs.detach())
 
 
-def log_det_identity_plus(gram: Tensor, implicit: bool) -> Tensor:
+def log_det_identity_plus(gram: Tensor) -> Tensor:
+    if _route.cuda_kernel_serves("spd_logdet", gram, True):
+        log_det: Tensor = _route.call("spd_logdet", 1, gram, True)[0]
+        return log_det
     factor, valid = factor_identity_plus(gram)
-    return log_pivots(gram, factor, implicit).sum(-1) * valid
+    return log_pivots(gram, factor).sum(-1) * valid
 
 
 def solve(factor: Tensor, rhs: Tensor) -> Tensor:

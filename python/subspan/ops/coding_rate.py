@@ -22,17 +22,31 @@ def _scaled(upstream: Any, unit: Any, like: Any) -> Any:
     return (upstream * unit).to(like.dtype)
 
 
+def _spd_logdet_cuda(
+    A: Any, logdet: Any, info: Any, inverse: Any, implicit_identity: bool, stream: int
+) -> None:  # fmt: skip
+    _native.cuda().spd_logdet(A, logdet, inverse, info, implicit_identity, stream)
+
+
+def _spd_logdet_cuda_serves(A: Any, implicit_identity: bool) -> bool:
+    if A.dtype not in (_check.torch.float32, _check.torch.float64):
+        return False
+    return bool(A.shape[-1] <= _native.cuda().spd_logdet_max_size(A.element_size(), A.device.index))
+
+
 _spd_logdet = _route.register(
     _route.Op(
         name="spd_logdet",
         inputs=(("A", 2),),
-        schema="",
+        schema="bool implicit_identity",
         outputs=("compute", "int32"),
-        shapes=lambda A: _batch(A) * 2,
+        shapes=lambda A, _: _batch(A) * 2,
         kernel=_native.cpu.spd_logdet,
-        composite=composite.spd_logdet,
-        gradient=lambda A: (composite.spd_logdet_gradient(A),),
+        composite=lambda A, implicit_identity: composite.spd_logdet(A, implicit_identity),
+        gradient=lambda A, implicit_identity: (composite.spd_logdet_gradient(A, implicit_identity),),
         backward=lambda g, saved, tensors, parameters: (_scaled(g[..., None, None], saved[0], tensors[0]),),
+        cuda_kernel=_spd_logdet_cuda,
+        cuda_serves=_spd_logdet_cuda_serves,
     )
 )
 
@@ -145,7 +159,7 @@ def spd_logdet(A: Any, *, return_info: bool = False) -> Any:
         raise ValueError(f"{op}: A: expected square matrices (*batch, n, n), got shape {tuple(A.shape)}")
     if return_info is not False:
         _check.flag(op, "return_info", return_info)
-    outputs = _spd_logdet(1 + return_info, A)
+    outputs = _spd_logdet(1 + return_info, A, False)
     return outputs if return_info else outputs[0]
 
 
