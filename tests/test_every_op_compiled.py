@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import pickle
 import subprocess
@@ -20,6 +21,9 @@ from op_row import Arguments, Op, Sample, bounds, function_of, leaves, same, val
 from op_table import OPS, every_op
 
 DOUBLE = torch.float64
+
+# Dynamo makes one of every autograd.Function that it traces.
+pytestmark = pytest.mark.filterwarnings("ignore:.* should not be instantiated:DeprecationWarning")
 
 # --- compilation ---
 
@@ -68,6 +72,18 @@ def test_compile_with_dynamic_shapes(op: Op) -> None:
         compiled = compiled_op(op, backend="aot_eager", dynamic=True)
         check_compiled(op, sample, compiled)
         check_compiled(op, more, compiled)
+
+
+@every_op
+@pytest.mark.no_sanitizer
+def test_compiled_parameters_may_change(op: Op) -> None:
+    """A number that differs between calls becomes a symbol of the graph."""
+    sample = op.sample(DOUBLE)
+    with fresh_compiler():
+        compiled = compiled_op(op, backend="aot_eager")
+        for factor in (1.0, 1.25, 0.5):
+            scaled = {n: v * factor if isinstance(v, float) else v for n, v in sample.arguments.items()}
+            check_compiled(op, dataclasses.replace(sample, arguments=scaled), compiled)
 
 
 def one_op_of_each_family() -> Any:

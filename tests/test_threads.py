@@ -10,10 +10,11 @@ import time
 import traceback
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 
-from op_row import Op, Results, Sample, leaves, same, same_results, value_and_gradients
+from op_row import Arguments, Op, Results, Sample, leaves, same, same_results, value_and_gradients
 from op_table import OPS, every_op
 
 SECONDS = 60  # a child that has not answered by then hangs
@@ -70,7 +71,7 @@ def test_python_threads_side_by_side(op: Op) -> None:
 def test_python_runs_while_a_kernel_does(op: Op) -> None:
     """The interpreter lock is released: another Python thread gets on during one call."""
     torch.set_num_threads(1)
-    sample = max(op.large(torch.float64), key=lambda s: max(s.arguments[a].numel() for a in op.arrays))
+    sample = max(op.large(torch.float64), key=lambda s: max(s.arguments[a].numel() for a in op.array_names(s.arguments)))
     arguments = op.change(sample.arguments, lambda t: t.repeat(4, *(1,) * (t.ndim - 1)) if t.ndim > 2 else t)
     for _ in range(20):
         interval: list[float] = []
@@ -125,38 +126,62 @@ def in_forked_child(function: Callable[[], None]) -> None:
 fork = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
 
+def forward_alone(op: Op, arguments: Arguments, expected: list[np.ndarray]) -> None:
+    """Nothing here but the op computes in parallel: torch's own operations hang in a child as well."""
+    for output, value in zip(op(arguments), expected, strict=True):
+        np.testing.assert_array_equal(output.numpy(), value)
+
+
 @every_op
 @fork
 @pytest.mark.no_sanitizer
 def test_forked_child_computes(op: Op) -> None:
     """After parallel regions in the parent, whose OpenMP threads the child does not have."""
     torch.set_num_threads(2)
+    cases = [sample.arguments for sample in samples(op, torch.float32)]
+    expected = [[output.numpy() for output in op(arguments)] for arguments in cases]
+
+    def compute() -> None:
+        assert torch.get_num_threads() == 2
+        for arguments, values in zip(cases, expected, strict=True):
+            forward_alone(op, arguments, values)
+
+    def child() -> None:
+        compute()
+        in_forked_child(compute)
+        failures: list[BaseException] = []
+        thread = threading.Thread(target=lambda: failures.extend(raised(compute)))
+        torch.set_num_threads(2)
+        thread.start()
+        thread.join()
+        assert not failures, failures
+
+    in_forked_child(child)
+    compute()
+
+
+def raised(function: Callable[[], None]) -> list[BaseException]:
+    try:
+        function()
+    except BaseException as error:
+        return [error]
+    return []
+
+
+@every_op
+@fork
+@pytest.mark.no_sanitizer
+def test_forked_child_differentiates(op: Op) -> None:
+    """As a worker of a data loader does, with torch on one thread."""
+    torch.set_num_threads(2)
     expected = results(op)
 
     def child() -> None:
+        torch.set_num_threads(1)
         assert_same(op, results(op), expected)
-        grandchild = threading.Thread(target=lambda: op(op.large(torch.float32)[0].arguments))
-        grandchild.start()
-        grandchild.join()
 
     in_forked_child(child)
     assert_same(op, results(op), expected)
-
-
-@fork
-@pytest.mark.no_sanitizer
-def test_child_of_a_child_computes() -> None:
-    torch.set_num_threads(2)
-    expected = [results(op) for op in OPS]
-
-    def grandchild() -> None:
-        for op, result in zip(OPS, expected, strict=True):
-            assert_same(op, results(op), result)
-
-    def child() -> None:
-        in_forked_child(grandchild)
-
-    in_forked_child(child)
 
 
 class Rates(torch.utils.data.Dataset):

@@ -109,5 +109,10 @@ class Case:
         return "forward + backward" if self.backward else "forward"
 
     @property
+    def key(self) -> str:
+        """The name as a keyboard writes it, to select a case by."""
+        return self.name.replace("×", "x").replace("²", "^2").lower()
+
+    @property
     def title(self) -> str:
         return self.name if self.subspan.self_timed else f"{self.name}, {self.direction}"

@@ -36,7 +36,8 @@ class Op:
     kernel:     (*tensors, *outputs, *saved, *parameters, threads) fills outputs and, where not None, the saved arrays
     composite:  (*tensors, *parameters) -> outputs, in differentiable torch operations
     gradient:   (*tensors, *parameters) -> what `backward` needs, in differentiable torch operations
-    backward:   (upstream of the first output, saved, tensors, parameters) -> gradient of each tensor
+    backward:   (upstream of the first output, saved, tensors, parameters, scaled) -> gradient of each tensor, where
+                scaled(upstream, saved array, tensor) is the product of the first two in the tensor's type
     saves:      which inputs' shapes the saved arrays have; empty: backward needs the first output itself
     cuda_kernel, cuda_serves: as kernel, with the stream's handle for the threads; and whether it can take these arguments
     """

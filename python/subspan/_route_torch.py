@@ -49,9 +49,9 @@ def torch_entry(op: Op, otherwise: Callable[..., Any]) -> Callable[..., Any]:
     computed = [kind == "compute" for kind in op.outputs]
     missing = [(None,) * (len(op.outputs) - wanted + len(op.saves)) for wanted in range(len(op.outputs) + 1)]
     _define(op)
-    function = _function(op)
+    function, eager = _function(op), _eager_function(op)
     # torch.autograd.Function.apply inspects the signature at every call, about 11 us; its base class does not.
-    fast_apply = getattr(super(torch.autograd.Function, function), "apply", function.apply)
+    fast_apply = getattr(super(torch.autograd.Function, eager), "apply", eager.apply)
     general = _general_entry(op, function, otherwise)
     functorch_active, dispatch_modes = _functorch_active, _dispatch_modes
     is_grad_enabled, get_num_threads = torch.is_grad_enabled, torch.get_num_threads
@@ -69,7 +69,7 @@ def torch_entry(op: Op, otherwise: Callable[..., Any]) -> Callable[..., Any]:
                 if t.requires_grad:
                     differentiate = True
         if differentiate and is_grad_enabled():
-            return fast_apply(*args)[:wanted]
+            return fast_apply(wanted, *args)
         first = args[0]
         own = first.dtype
         compute = COMPUTE_DTYPE[own]
@@ -108,8 +108,8 @@ def _general_entry(op: Op, function: Any, otherwise: Callable[..., Any]) -> Call
     return general
 
 
-def _run_kernel_saving(op: Op, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Allocates and fills all outputs, then the saved arrays; one that does not apply is empty."""
+def _run_kernel_saving(op: Op, wanted: int, args: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Allocates and fills the first `wanted` outputs, and the saved arrays (None: one that does not apply)."""
     arity = len(op.inputs)
     # DLPack does not know of lazy negation.
     args = tuple(t if t is None else t.resolve_neg() for t in args[:arity]) + args[arity:]
@@ -117,21 +117,25 @@ def _run_kernel_saving(op: Op, args: tuple[Any, ...]) -> tuple[Any, ...]:
     compute = COMPUTE_DTYPE[args[0].dtype]
     outputs = tuple(
         new(shape, dtype=compute if kind == "compute" else torch.int32)
-        for shape, kind in zip(op.shapes(*args), op.outputs, strict=True)
+        for shape, kind in list(zip(op.shapes(*args), op.outputs, strict=True))[:wanted]
     )
     saved = tuple(None if args[i] is None else new(tuple(args[i].shape), dtype=compute) for i in op.saves)
+    results = (*outputs, *(None,) * (len(op.outputs) - wanted), *saved)
     if args[0].is_cuda:
         assert op.cuda_kernel is not None
         stream = torch.cuda.current_stream(args[0].device).cuda_stream
-        op.cuda_kernel(*args[:arity], *outputs, *saved, *args[arity:], stream)
+        op.cuda_kernel(*args[:arity], *results, *args[arity:], stream)
     else:
-        op.kernel(*args[:arity], *outputs, *saved, *args[arity:], torch.get_num_threads())
-    return outputs + tuple(new((0,), dtype=compute) if array is None else array for array in saved)
+        op.kernel(*args[:arity], *results, *args[arity:], torch.get_num_threads())
+    return outputs, saved
 
 
 def _library_kernel(op: Op) -> Callable[..., Any]:
+    """All outputs and saved arrays as tensors; a saved array that does not apply is empty."""
+
     def kernel(*args: Any) -> Any:
-        return _run_kernel_saving(op, args)
+        outputs, saved = _run_kernel_saving(op, len(op.outputs), args)
+        return outputs + tuple(args[0].new_empty((0,), dtype=outputs[0].dtype) if s is None else s for s in saved)
 
     return kernel
 
@@ -187,16 +191,63 @@ def _gradient_rule(op: Op) -> tuple[Callable[..., None], Callable[..., Any]]:
         tensors, saved = ctx.saved_tensors[:arity], ctx.saved_tensors[arity:]
         if torch.is_grad_enabled():  # the gradient will be differentiated: say it in differentiable operations
             saved = gradient(*tensors, *ctx.parameters)
-        gradients = apply_upstream(upstream[0], saved, tensors, ctx.parameters)
-        return tuple(
-            g if needed and g is not None else None for g, needed in zip(gradients, ctx.needs_input_grad, strict=False)
-        ) + (None,) * len(ctx.parameters)
+        gradients = apply_upstream(upstream[0], saved, tensors, ctx.parameters, _scaled)
+        return _needed(ctx, 0, gradients) + (None,) * len(ctx.parameters)
 
     return setup_context, backward
 
 
+def _needed(ctx: Any, first: int, gradients: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(g if needed else None for g, needed in zip(gradients, ctx.needs_input_grad[first:], strict=False))
+
+
+def _scaled(upstream: torch.Tensor, saved: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """upstream * saved in the type of the argument; the product is formed before it is rounded to half precision."""
+    return (upstream * saved).to(like.dtype)
+
+
+def _scaled_in_place(upstream: torch.Tensor, saved: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    return saved.mul_(upstream).to(like.dtype)
+
+
+def _eager_function(op: Op) -> Any:
+    """The autograd Function of plain eager calls: apply(wanted, *tensors, *parameters).
+
+    The saved arrays become the gradient: scaled in place and handed over, which halves the memory and spares a pass over
+    it. A second backward through a retained graph finds them gone and runs the kernel again.
+    """
+    arity, fused = len(op.inputs), bool(op.saves)
+
+    def forward(ctx: Any, wanted: int, *args: Any) -> Any:
+        outputs, saved = _run_kernel_saving(op, wanted, args)
+        ctx.parameters, ctx.saved = args[arity:], saved
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*args[:arity], *(() if fused else outputs[:1]))
+        if wanted > 1:
+            ctx.mark_non_differentiable(*outputs[1:])
+        return outputs
+
+    def backward(ctx: Any, *upstream: Any) -> Any:
+        nothing = (None,) * len(ctx.parameters)
+        if upstream[0] is None:
+            return (None,) * (1 + arity) + nothing
+        tensors, saved, scaled = ctx.saved_tensors[:arity], ctx.saved_tensors[arity:], _scaled
+        if torch.is_grad_enabled():  # the gradient will be differentiated: say it in differentiable operations
+            saved = op.gradient(*tensors, *ctx.parameters)
+        elif fused:
+            saved, ctx.saved, scaled = ctx.saved, None, _scaled_in_place
+            if saved is None:
+                saved = _run_kernel_saving(op, len(op.outputs), (*tensors, *ctx.parameters))[1]
+        gradients = op.backward(upstream[0], saved, tensors, ctx.parameters, scaled)
+        return (None, *_needed(ctx, 1, gradients), *nothing)
+
+    members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    function: Any = type(f"{op.name}_eager", (torch.autograd.Function,), members)
+    return function
+
+
 def _function(op: Op) -> Any:
-    """The autograd Function of an op; its outputs are the op's, then the saved arrays."""
+    """The autograd Function of traced and transformed calls; its outputs are the op's, then the saved arrays."""
     arity, library_op, kernel = len(op.inputs), op.op, _library_kernel(op)
     remember, backward = _gradient_rule(op)
 

@@ -23,7 +23,7 @@ __device__ void load_group(T (&a)[R][N], const T* matrix, std::int64_t row_strid
   }
 #pragma unroll
   for (int k = 0; k < N; ++k) {
-    if (k >= n) break;
+    if (k >= n) continue;
 #pragma unroll
     for (int r = 0; r < R; ++r) {
       if (!Full && k >= r * G + G) continue;  // right of every row in this block: these registers do not exist
@@ -43,14 +43,15 @@ __device__ void load_group(T (&a)[R][N], const T* matrix, std::int64_t row_strid
 
 // Eliminates the first n pivots and records them (see PivotSummary for what a recorded pivot is).
 //   Inverse = false: a Cholesky factorisation; a is left without use.
-//   Inverse = true:  a becomes minus the inverse, by the sweep operator (Goodnight 1979). Sweeping pivot j is the Cholesky
+//   Inverse = true:  a becomes minus the inverse, by the sweep operator (Goodnight 1979). Sweeping pivot j is the
+//   Cholesky
 //     update of the trailing rows, done to *all* rows and columns: with l = a[:, j] / sqrt(p) and l[j] = -1 / sqrt(p),
 //     clear row and column j and subtract l l^T. Products commute, so a stays symmetric to the last bit.
-// The pivot's column is always a[.][0]: each step moves the columns one place to the left as it updates them, which costs
-// nothing and makes the steps one small loop, where indexing registers by j would unroll to tens of thousands of
+// The pivot's column is always a[.][0]: each step moves the columns one place to the left as it updates them, which
+// costs nothing and makes the steps one small loop, where indexing registers by j would unroll to tens of thousands of
 // instructions. A swept column re-enters on the right.
-// Calls visit(j, root, l) with root = 1 / sqrt(p) and the lane's entries l of column j, which below row j are those of the
-// Cholesky factor.
+// Calls visit(j, root, l) with root = 1 / sqrt(p) and the lane's entries l of column j, which below row j are those of
+// the Cholesky factor.
 template <bool Inverse, class T, int N, int R, class Visit>
 __device__ void factor_group(T (&a)[R][N], T (&pivot)[R], int n, bool implicit_identity, int lane, Visit&& visit) {
   constexpr int G = N / R;
@@ -71,8 +72,8 @@ __device__ void factor_group(T (&a)[R][N], T (&pivot)[R], int n, bool implicit_i
         for (int k = 1; k < N; ++k) a[block][k] = 0;
       }
 
-      // Entry j + k of l is held by lane (owner + k) % G, in the row block after k / G others, or one later where the sum
-      // has wrapped, which is so for the lanes before the owner.
+      // Entry j + k of l is held by lane (owner + k) % G, in the row block after k / G others, or one later where the
+      // sum has wrapped, which is so for the lanes before the owner.
       T offered[R];
 #pragma unroll
       for (int x = 0; x < R; ++x) offered[x] = lane < owner ? l[(block + x + 1) % R] : l[(block + x) % R];

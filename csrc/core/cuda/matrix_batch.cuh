@@ -32,6 +32,7 @@ struct MatrixBatch {
 
   __device__ const T* operator[](std::int64_t index) const {
     std::int64_t offset = 0;
+#pragma unroll 1
     for (int dim = dims - 1; dim > 0; --dim) {  // a batch that one stride walks costs no division
       offset += index % shape[dim] * stride[dim];
       index /= shape[dim];

@@ -42,7 +42,7 @@ def spd_logdet(A: Tensor, implicit_identity: bool = False) -> tuple[Tensor, Tens
     With implicit_identity log det (I + A), and info is -1 for an item that is not finite.
     """
     if implicit_identity:
-        log_det = log_det_identity_plus(A.to(factor_dtype(A)), A.dtype == factor_dtype(A))
+        log_det = log_det_identity_plus(A.to(factor_dtype(A)))
         info = torch.where(log_det.detach().isfinite(), 0, -1)
         return log_det.to(result_dtype(A)), info.to(torch.int32)
     factor, info = cholesky_ex(A.to(factor_dtype(A)))

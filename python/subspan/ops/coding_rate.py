@@ -17,11 +17,6 @@ def _batch(matrices: Any) -> tuple[tuple[int, ...]]:
     return ((),) if matrices.ndim == 2 else (tuple(matrices.shape[:-2]),)
 
 
-def _scaled(upstream: Any, unit: Any, like: Any) -> Any:
-    """upstream * unit in the type of the argument; the product is formed before it is rounded to half precision."""
-    return (upstream * unit).to(like.dtype)
-
-
 def _spd_logdet_cuda(
     A: Any, logdet: Any, info: Any, inverse: Any, implicit_identity: bool, stream: int
 ) -> None:  # fmt: skip
@@ -44,7 +39,7 @@ _spd_logdet = _route.register(
         kernel=_native.cpu.spd_logdet,
         composite=lambda A, implicit_identity: composite.spd_logdet(A, implicit_identity),
         gradient=lambda A, implicit_identity: (composite.spd_logdet_gradient(A, implicit_identity),),
-        backward=lambda g, saved, tensors, parameters: (_scaled(g[..., None, None], saved[0], tensors[0]),),
+        backward=lambda g, saved, tensors, parameters, scaled: (scaled(g[..., None, None], saved[0], tensors[0]),),
         cuda_kernel=_spd_logdet_cuda,
         cuda_serves=_spd_logdet_cuda_serves,
     )
@@ -64,9 +59,9 @@ _coding_rate = _route.register(
         gradient=lambda Z, weights, alpha, eps2, scale, side: composite.coding_rate_gradient(
             Z, weights, alpha or None, eps2, scale, _SIDE_NAMES[side]
         ),
-        backward=lambda g, saved, tensors, parameters: (
-            _scaled(g[..., None, None], saved[0], tensors[0]),
-            None if tensors[1] is None else _scaled(g[..., None], saved[1], tensors[1]),
+        backward=lambda g, saved, tensors, parameters, scaled: (
+            scaled(g[..., None, None], saved[0], tensors[0]),
+            None if tensors[1] is None else scaled(g[..., None], saved[1], tensors[1]),
         ),
         saves=(0, 1),
     )
@@ -82,8 +77,8 @@ _class_coding_rates = _route.register(
         kernel=_native.cpu.class_coding_rates,
         composite=composite.class_coding_rates,
         gradient=lambda *args: (composite.class_coding_rates_gradient(*args),),
-        backward=lambda g, saved, tensors, parameters: (
-            _scaled(g.gather(-1, tensors[1].long())[..., None], saved[0], tensors[0]),
+        backward=lambda g, saved, tensors, parameters, scaled: (
+            scaled(g.gather(-1, tensors[1].long())[..., None], saved[0], tensors[0]),
             None,
         ),
     )
@@ -99,7 +94,7 @@ _rate_reduction = _route.register(
         kernel=_native.cpu.rate_reduction,
         composite=composite.rate_reduction,
         gradient=lambda *args: (composite.rate_reduction_gradient(*args),),
-        backward=lambda g, saved, tensors, parameters: (_scaled(g[..., None, None], saved[0], tensors[0]), None),
+        backward=lambda g, saved, tensors, parameters, scaled: (scaled(g[..., None, None], saved[0], tensors[0]), None),
     )
 )
 
@@ -113,7 +108,7 @@ _rate_operator = _route.register(
         kernel=_native.cpu.rate_operator,
         composite=lambda Z, alpha: (composite.rate_operator(Z, alpha),),
         gradient=lambda Z, alpha: (composite.rate_operator(Z, alpha),),
-        backward=lambda g, saved, tensors, parameters: (
+        backward=lambda g, saved, tensors, parameters, scaled: (
             composite.rate_operator_gradient(g, tensors[0], saved[0], *parameters),
         ),
         saves=(),
