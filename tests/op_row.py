@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 #: Every bound is SAFETY * size * eps * growth: `size` terms are added in the longest sum, `growth` is the op's
 #: first-order sensitivity to an error of one rounding in each of those terms. LAPACK's own tests pass below 30.
@@ -217,3 +218,25 @@ def function_of(op: Op, sample: Sample) -> tuple[Callable[..., Any], list[torch.
         return outputs if len(outputs) > 1 else outputs[0]
 
     return function, [arguments[name] for name in names]
+
+
+class Recorder(TorchDispatchMode):
+    """Remembers the library's own ops that are called, with their arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: dict[Any, tuple[Any, Any]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "subspan":
+            self.calls.setdefault(func, (args, kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def library_calls(op: Op, sample: Sample) -> dict[Any, tuple[Any, Any]]:
+    """The library's own ops that forward and backward call when a tracer watches, with their arguments."""
+    arguments = leaves(op, sample)
+    with Recorder() as recorder:
+        total = weighted_sum(op, op(arguments))
+        torch.autograd.grad(total, [arguments[name] for name in op.differentiated(sample)])
+    return recorder.calls

@@ -15,9 +15,20 @@ from typing import Any
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from op_row import Arguments, Op, Sample, bounds, function_of, leaves, same, value_and_gradients, weighted_sum, within
+from op_row import (
+    Arguments,
+    Op,
+    Sample,
+    bounds,
+    function_of,
+    leaves,
+    library_calls,
+    same,
+    value_and_gradients,
+    weighted_sum,
+    within,
+)
 from op_table import OPS, every_op
 
 DOUBLE = torch.float64
@@ -130,19 +141,6 @@ def test_export(op: Op) -> None:
         same(output, expected, "exported program")
 
 
-class Recorder(TorchDispatchMode):
-    """Remembers the library's own ops that are called, with their arguments."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: dict[Any, tuple[Any, Any]] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace == "subspan":
-            self.calls.setdefault(func, (args, kwargs or {}))
-        return func(*args, **(kwargs or {}))
-
-
 @every_op
 @pytest.mark.no_sanitizer
 def test_opcheck_of_every_registered_op_that_it_calls(op: Op) -> None:
@@ -150,13 +148,10 @@ def test_opcheck_of_every_registered_op_that_it_calls(op: Op) -> None:
     from subspan import _route
 
     sample = op.sample(DOUBLE)
-    arguments = leaves(op, sample)
-    with Recorder() as recorder:
-        total = weighted_sum(op, op(arguments))
-        torch.autograd.grad(total, [arguments[name] for name in op.differentiated(sample)])
-    assert recorder.calls, "the call did not go through a registered op"
-    assert set(recorder.calls) >= {row.op for row in _route.OPS.values() if row.name == op.name}
-    for registered, (args, kwargs) in recorder.calls.items():
+    calls = library_calls(op, sample)
+    assert calls, "the call did not go through a registered op"
+    assert set(calls) >= {row.op for row in _route.OPS.values() if row.name == op.name}
+    for registered, (args, kwargs) in calls.items():
         inputs = tuple(a.detach().clone() if isinstance(a, torch.Tensor) else a for a in args)
         for tensor in inputs:
             if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():

@@ -71,7 +71,9 @@ def test_python_threads_side_by_side(op: Op) -> None:
 def test_python_runs_while_a_kernel_does(op: Op) -> None:
     """The interpreter lock is released: another Python thread gets on during one call."""
     torch.set_num_threads(1)
-    sample = max(op.large(torch.float64), key=lambda s: max(s.arguments[a].numel() for a in op.array_names(s.arguments)))
+    sample = max(
+        op.large(torch.float64), key=lambda s: max(s.arguments[a].numel() for a in op.array_names(s.arguments))
+    )
     arguments = op.change(sample.arguments, lambda t: t.repeat(4, *(1,) * (t.ndim - 1)) if t.ndim > 2 else t)
     for _ in range(20):
         interval: list[float] = []

@@ -4,6 +4,7 @@
 #include "core/gemm.h"
 #include "core/half.h"
 #include "core/tensor_view.h"
+#include "core/workspace.h"
 
 namespace subspan {
 
@@ -26,12 +27,13 @@ class Rows {
     return rows;
   }
 
+  bool in_place() const { return dtype_ == (sizeof(T) == 4 ? DType::f32 : DType::f64) && column_step_ == 1 && !scale_; }
+
   // `count` neighbouring entries of one row: where they lie, or a converted copy in `scratch`.
   const T* read(index_t row, index_t column, index_t count, T* scratch) const {
     const index_t source = order_ ? order_[row] : row;
     const index_t offset = source * row_step_ + column * column_step_;
-    constexpr DType own = sizeof(T) == 4 ? DType::f32 : DType::f64;
-    if (dtype_ == own && column_step_ == 1 && !scale_) return reinterpret_cast<const T*>(data_) + offset;
+    if (in_place()) return reinterpret_cast<const T*>(data_) + offset;
     switch (dtype_) {
       case DType::f32: convert<float>(offset, count, scratch); break;
       case DType::f64: convert<double>(offset, count, scratch); break;
@@ -62,13 +64,12 @@ class Rows {
   const T* scale_ = nullptr;
 };
 
-// to[k][c] = rows[first_row + k][first_column + c]: columns of the array are columns of the panels. Panels are dealt to
-// the team; columns beyond `columns` up to a whole vector become zero.
+// to[k][c] = rows[first_row + k][first_column + c]: columns of the array are columns of the panels. Columns beyond `columns` up to a whole vector become zero.
 template <class T>
 void pack_columns(const Rows<T>& rows, index_t first_row, index_t row_count, index_t first_column, index_t columns,
-                  const Panels<T>& to, Team team = Team()) {
+                  const Panels<T>& to) {
   T scratch[kPanelWidth<T>];
-  for (index_t p = team.rank(); p * to.width < columns; p += team.size()) {
+  for (index_t p = 0; p * to.width < columns; ++p) {
     const index_t count = std::min(to.width, columns - p * to.width);
     T* out = to.panel(p);
     for (index_t k = 0; k < row_count; ++k, out += to.width) {
@@ -81,14 +82,14 @@ void pack_columns(const Rows<T>& rows, index_t first_row, index_t row_count, ind
 }
 
 // to[k][r] = rows[first_row + r][first_column + k]: rows of the array are columns of the panels (a transposed copy).
-// Panels are dealt to the team; rows beyond `row_count` up to a whole vector, and to a whole row tile, become zero.
+// Rows beyond `row_count` up to a whole vector, and to a whole row tile, become zero.
 template <class T>
 void pack_rows(const Rows<T>& rows, index_t first_row, index_t row_count, index_t first_column, index_t column_count,
-               const Panels<T>& to, Team team = Team()) {
+               const Panels<T>& to) {
   constexpr index_t lanes = kLanes<T>;
   constexpr index_t chunk = 256;
   T scratch[lanes][chunk];
-  for (index_t p = team.rank(); p * to.width < row_count; p += team.size()) {
+  for (index_t p = 0; p * to.width < row_count; ++p) {
     for (index_t r = p * to.width; r < std::min((p + 1) * to.width, round_up(row_count, std::max<index_t>(lanes, kTileRows))); r += lanes) {
       const index_t present = std::clamp<index_t>(row_count - r, 0, lanes);
       for (index_t k0 = 0; k0 < column_count; k0 += chunk) {

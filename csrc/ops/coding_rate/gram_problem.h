@@ -8,6 +8,7 @@
 #pragma once
 #include "core/batch.h"
 #include "core/pack.h"
+#include "core/row_dots.h"
 #include "core/small_matrix/inverse.h"
 
 namespace subspan {
@@ -71,7 +72,7 @@ template <class T>
 class GramSolver {
  public:
   // Takes all shared memory, so that solve() has no reason to throw while a team waits.
-  GramSolver(const GramProblem& problem, bool gradient, Workspace& workspace)
+  GramSolver(const GramProblem& problem, bool gradient, int team_size, Workspace& workspace)
       : problem_(problem), rows_(problem.data, problem.dtype, problem.row_step, problem.column_step) {
     const index_t size = problem.factored();
     if (problem.order) rows_ = rows_.gathered(problem.order);
@@ -81,9 +82,10 @@ class GramSolver {
       rows_ = rows_.scaled(root_);
     }
     factor_ = Factor<T>::take(size, workspace);
-    block_ = std::clamp<index_t>((kPackBytes / sizeof(T)) / std::max<index_t>(size, 1) / 64 * 64, 64, 512);
+    block_ = kPackBytes / (panel_width<T>(size) * static_cast<index_t>(sizeof(T)));
     block_ = std::min(block_, round_up(problem.summed(), kLanes<T>));
-    packed_ = {workspace.take<T>(panel_elements<T>(block_, size)), block_, panel_width<T>(size)};
+    packed_ = {workspace.take<T>(panel_elements<T>(block_, size) * team_size), block_, panel_width<T>(size)};
+    if (uses_dots() && !rows_.in_place()) converted_ = workspace.take<T>(size * problem.summed() * team_size);
     if (gradient) work_ = {workspace.take<T>(panel_elements<T>(factor_.lower.depth, size)), factor_.lower.depth, factor_.lower.width};
   }
 
@@ -122,26 +124,36 @@ class GramSolver {
   }
 
  private:
-  static constexpr index_t kPackBytes = 512 << 10;  // half of a typical second-level cache
+  static constexpr index_t kDotSamples = 112, kDotFeatures = 256;  // measured: packing pays beyond
+  static constexpr index_t kPackBytes = 24 << 10;  // of a packed panel: half of a first-level cache
 
+  // Every member packs for itself and computes its share of the tiles: packing twice costs less than meeting at a barrier
+  // for every block and fetching half of it from another core's cache.
   void form_gram(Team team) const {
     const index_t size = problem_.factored();
     const index_t summed = problem_.summed();
     if (summed == 0 && team.rank() == 0) std::fill_n(factor_.lower.data, panel_elements<T>(factor_.lower.depth, size), T(0));
-    team.barrier();
+    if (uses_dots()) {
+      T* converted = converted_ + team.rank() * size * summed;
+      row_dots(rows_, size, summed, static_cast<T>(problem_.alpha), factor_.lower, converted, team);
+      team.barrier();
+      return;
+    }
+    const Panels<T> packed{packed_.data + team.rank() * panel_elements<T>(block_, size), block_, packed_.width};
     for (index_t k = 0; k < summed; k += block_) {
       const index_t depth = std::min(block_, summed - k);
       if (problem_.on_samples()) {
-        pack_rows(rows_, 0, size, k, depth, packed_, team);
+        pack_rows(rows_, 0, size, k, depth, packed);
       } else {
-        pack_columns(rows_, k, depth, 0, size, packed_, team);
+        pack_columns(rows_, k, depth, 0, size, packed);
       }
-      team.barrier();
       const T scale = k + depth == summed ? static_cast<T>(problem_.alpha) : T(1);
-      multiply(packed_, size, packed_, size, depth, Part::kUpper, team, StorePanels<T>{factor_.lower, k > 0, scale});
-      team.barrier();
+      multiply(packed, size, packed, size, depth, Part::kUpper, team, StorePanels<T>{factor_.lower, k > 0, scale});
     }
+    team.barrier();
   }
+
+  bool uses_dots() const { return problem_.on_samples() && problem_.samples <= kDotSamples && problem_.features >= kDotFeatures; }
 
   double gram_trace() const {
     double trace = 0;
@@ -217,6 +229,7 @@ class GramSolver {
   T* root_ = nullptr;
   Factor<T> factor_;
   Panels<T> packed_, work_;
+  T* converted_ = nullptr;  // rows that cannot be read in place
   index_t block_ = 0;
 };
 
@@ -230,7 +243,7 @@ GramRate with_solver(const GramProblem& problem, bool inverse, int threads, Body
   const auto run = [&](auto tag) {
     using T = typename decltype(tag)::type;
     Workspace workspace;
-    const GramSolver<T> solver(problem, inverse, workspace);
+    const GramSolver<T> solver(problem, inverse, team_size, workspace);
     parallel_team(team_size, [&](Team team) {
       if (solver.factor(result, team)) body(solver, team);
     });

@@ -48,7 +48,7 @@ def spd_logdet(A: Tensor, implicit_identity: bool = False) -> tuple[Tensor, Tens
     factor, info = cholesky_ex(A.to(factor_dtype(A)))
     logs = 2 * factor.diagonal(dim1=-2, dim2=-1).log()
     if A.shape[-1]:  # an infinite or NaN pivot may pass as positive
-        strange = ~logs.detach().isfinite()
+        strange = logs.detach().isfinite().logical_not()
         first = strange.to(torch.int32).argmax(-1).to(torch.int32) + 1
         info = torch.where((info == 0) & strange.any(-1), first, info)
     return (logs.sum(-1) * one_where(info == 0, logs)).to(result_dtype(A)), info.to(torch.int32)
@@ -155,7 +155,7 @@ def weight_strength(
     A negative weight becomes NaN. Where all weights are zero alpha is taken as 0: the rate of nothing is constant.
     """
     w = weights.to(factor_dtype(Z))
-    w = w * one_where(~(w.detach() < 0), w)
+    w = w * one_where(w.detach() >= 0, w)
     if alpha is not None:
         return alpha * w, (alpha, None)
     assert eps2 is not None
