@@ -1,6 +1,5 @@
 // Leading batch dimensions of a view, walked as one linear index.
 #pragma once
-#include "core/simd.h"
 #include "core/tensor_view.h"
 
 namespace subspan {

@@ -6,9 +6,9 @@
 #include <cstring>
 #include <utility>
 
-namespace subspan {
+#include "core/tensor_view.h"
 
-using index_t = std::int64_t;
+namespace subspan {
 
 #if defined(__AVX512F__)
 constexpr int kVectorBytes = 64;

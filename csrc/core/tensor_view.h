@@ -4,6 +4,8 @@
 
 namespace subspan {
 
+using index_t = std::int64_t;
+
 constexpr int kMaxDims = 8;
 enum class DType : std::uint8_t { f32, f64, f16, bf16, i32, i64, other };
 enum class Device : std::uint8_t { cpu, cuda, other };
