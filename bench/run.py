@@ -23,9 +23,7 @@ from harness.result import BUSY_CORES, Result, Settings
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
-    cases = [
-        case for family in options.family for case in FAMILIES[family] if _plain(options.case) in _plain(case.name)
-    ]
+    cases = [case for family in options.family for case in FAMILIES[family] if options.case.lower() in case.key]
     if not cases:
         print(f"no case of {', '.join(options.family)} has {options.case!r} in its name", file=sys.stderr)
         return 2
@@ -53,7 +51,9 @@ def main(arguments: list[str] | None = None) -> int:
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--family", action="append", choices=list(FAMILIES), help="may be repeated; default: all")
-    parser.add_argument("--case", default="", metavar="SUBSTRING", help="only cases with this in their name")
+    parser.add_argument(
+        "--case", default="", metavar="SUBSTRING", help="only cases with this in their name, × written x"
+    )
     parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="JSON to FILE, or instead of the table")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
@@ -66,11 +66,6 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     if options.device == "cuda":
         options.family = [family for family in options.family if family != "core"]  # the micro-kernel of the CPU
     return options
-
-
-def _plain(name: str) -> str:
-    """The name as a keyboard writes it."""
-    return name.replace("×", "x").replace("²", "^2").lower()
 
 
 def _run(case: Case, settings: Settings) -> Result:

@@ -33,7 +33,7 @@ def threads():
     torch.set_num_threads(previous)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.title)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.key)
 def test_speed(benchmark, case: Case, threads):
     settings = Settings()
     threads(case.threads or settings.threads)

@@ -12,6 +12,7 @@ import torch
 from hypothesis import strategies
 
 from op_row import (
+    ORACLE_ERROR,
     Arguments,
     Op,
     Sample,
@@ -155,7 +156,7 @@ def test_any_shape_and_layout(op: Op, data: strategies.DataObject) -> None:
     outputs = op(op.change(arguments, layout))
     limits, _ = bounds(op, arguments, dtype)
     for output, value, bound in zip(outputs, oracle(op, arguments), limits, strict=False):
-        within(output, value, bound, f"batch {batch}, {rows} x {columns}, {layout.__name__}")
+        within(output, value, bound + ORACLE_ERROR, f"batch {batch}, {rows} x {columns}, {layout.__name__}")
 
 
 def resized(op: Op, arguments: Arguments, batch: tuple[int, ...], rows: int, columns: int, seed: int) -> Arguments:
@@ -268,8 +269,10 @@ def test_inputs_are_never_written(op: Op, dtype: torch.dtype) -> None:
         before = {name: bytes_of(block) for name, block in blocks.items()}
         inputs = [blocks[name].requires_grad_() for name in op.differentiated(sample)]
         outputs = op(sample.arguments | blocks)
-        gradients = torch.autograd.grad(weighted_sum(op, outputs), inputs, create_graph=True)
-        torch.autograd.grad(sum(gradient.square().sum() for gradient in gradients), inputs, allow_unused=True)
+        again = sum(tensor.numel() for tensor in inputs) <= 300  # second derivatives of the small samples
+        gradients = torch.autograd.grad(weighted_sum(op, outputs), inputs, create_graph=again)
+        if again:
+            torch.autograd.grad(sum(gradient.square().sum() for gradient in gradients), inputs, allow_unused=True)
         assert before == {name: bytes_of(block) for name, block in blocks.items()}, sample.name
         owned = {block.untyped_storage().data_ptr() for block in blocks.values() if block.numel()}
         for result in (*outputs, *gradients):

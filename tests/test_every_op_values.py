@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from op_row import (
+    ORACLE_ERROR,
     Op,
     Sample,
     bounds,
@@ -26,8 +27,6 @@ from op_table import OPS, every_op
 
 REAL = [torch.float32, torch.float64]
 HALF = [torch.float16, torch.bfloat16]
-#: A reference in float64 that forms I + alpha G errs by some roundings of 1, however small its value.
-ORACLE_ERROR = 100 * torch.finfo(torch.float64).eps
 
 
 def samples(*dtypes: torch.dtype, which: str = "samples") -> Any:

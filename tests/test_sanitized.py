@@ -49,7 +49,7 @@ def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip(reason)
     target = tmp_path_factory.mktemp("sanitized")
     options = ["cmake.define.SUBSPAN_SANITIZE=ON", "cmake.define.SUBSPAN_EMULATOR=ON", "cmake.define.SUBSPAN_CUDA=OFF"]
-    options += ["cmake.define.SUBSPAN_CPU_LEVELS=native", "build-dir=build/sanitized"]
+    options += ["cmake.define.SUBSPAN_CPU_LEVELS=native", "build-dir=build/sanitized", "install.strip=false"]
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-build-isolation", "--no-deps"]
     command += ["--target", str(target), *(part for option in options for part in ("-C", option)), str(REPOSITORY)]
     built = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)

@@ -20,46 +20,49 @@ from op_table import OPS, every_op
 SECONDS = 60  # a child that has not answered by then hangs
 
 
-def samples(op: Op, dtype: torch.dtype) -> list[Sample]:
+def small_and_large(op: Op, dtype: torch.dtype = torch.float32) -> list[Sample]:
     return [*op.samples(dtype), *op.large(dtype)]
 
 
-def results(op: Op, dtype: torch.dtype = torch.float32) -> list[Results]:
-    return [value_and_gradients(op, leaves(op, sample)) for sample in samples(op, dtype)]
+def results(op: Op, samples: list[Sample]) -> list[Results]:
+    return [value_and_gradients(op, leaves(op, sample)) for sample in samples]
 
 
-def assert_same(op: Op, first: list[Results], second: list[Results], dtype: torch.dtype = torch.float32) -> None:
-    for sample, one, two in zip(samples(op, dtype), first, second, strict=True):
-        same_results(op, sample, one, two)
+def assert_same(op: Op, samples: list[Sample], expected: list[Results]) -> None:
+    for sample, result in zip(samples, expected, strict=True):
+        same_results(op, sample, value_and_gradients(op, leaves(op, sample)), result)
 
 
 @every_op
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 def test_any_number_of_threads_gives_the_same_bits(op: Op, dtype: torch.dtype) -> None:
+    samples = small_and_large(op, dtype)
     torch.set_num_threads(1)
-    alone = results(op, dtype)
+    alone = results(op, samples)
     for threads in (2, 3, 8):
         torch.set_num_threads(threads)
-        assert_same(op, results(op, dtype), alone, dtype)
+        assert_same(op, samples, alone)
 
 
 @every_op
 def test_python_threads_side_by_side(op: Op) -> None:
     """Four callers at once, each on its own data, with OpenMP threads of their own."""
     torch.set_num_threads(2)
-    expected = {dtype: results(op, dtype) for dtype in (torch.float32, torch.float64)}
+    work = [
+        (samples, results(op, samples)) for samples in (small_and_large(op, d) for d in (torch.float32, torch.float64))
+    ]
     start = threading.Barrier(4)
     failures: list[str] = []
 
-    def caller(dtype: torch.dtype) -> None:
+    def caller(samples: list[Sample], expected: list[Results]) -> None:
         try:
             start.wait()
             for _ in range(3):
-                assert_same(op, results(op, dtype), expected[dtype], dtype)
+                assert_same(op, samples, expected)
         except BaseException:
             failures.append(traceback.format_exc())
 
-    callers = [threading.Thread(target=caller, args=(dtype,)) for dtype in list(expected) * 2]
+    callers = [threading.Thread(target=caller, args=part) for part in work * 2]
     for thread in callers:
         thread.start()
     for thread in callers:
@@ -140,7 +143,7 @@ def forward_alone(op: Op, arguments: Arguments, expected: list[np.ndarray]) -> N
 def test_forked_child_computes(op: Op) -> None:
     """After parallel regions in the parent, whose OpenMP threads the child does not have."""
     torch.set_num_threads(2)
-    cases = [sample.arguments for sample in samples(op, torch.float32)]
+    cases = [sample.arguments for sample in small_and_large(op)]
     expected = [[output.numpy() for output in op(arguments)] for arguments in cases]
 
     def compute() -> None:
@@ -176,14 +179,15 @@ def raised(function: Callable[[], None]) -> list[BaseException]:
 def test_forked_child_differentiates(op: Op) -> None:
     """As a worker of a data loader does, with torch on one thread."""
     torch.set_num_threads(2)
-    expected = results(op)
+    samples = small_and_large(op)
+    expected = results(op, samples)
 
     def child() -> None:
         torch.set_num_threads(1)
-        assert_same(op, results(op), expected)
+        assert_same(op, samples, expected)
 
     in_forked_child(child)
-    assert_same(op, results(op), expected)
+    assert_same(op, samples, expected)
 
 
 class Rates(torch.utils.data.Dataset):

@@ -162,7 +162,7 @@ CASES = (
     spd_logdet(4, 512, bar=4),
     rate_reduction(1000, 128, 10, 0.5, whole_peers(1000, 128, 10, 0.5), bar=6, source="MCR2, supervised"),
     rate_reduction(2000, 500, 100, 0.5, sliced_peers(2000, 500, 100, 0.5, timed=5), bar=5, source="V-MCR2, CIFAR-100"),
-    rate_reduction(10000, 512, 1000, 0.5, sliced_peers(10000, 512, 1000, 0.5, timed=2), bar=6, source="many classes"),
+    rate_reduction(10000, 512, 1000, 0.5, sliced_peers(10000, 512, 1000, 0.5, timed=1), bar=6, source="many classes"),
     coding_rate(
         20, 100, 1024, 0.2, views_of(20, 2, "EMP-SSL", partial(baseline.empssl_total_rate, eps2=0.2)), 5, "EMP-SSL"
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import platform
 import re
@@ -18,40 +19,45 @@ import subspan
 
 
 class Interference:
-    """Cores used by other processes, and stolen by a hypervisor, since construction; None where the system has no
-    /proc/stat. A nearly idle machine reads about 0.02.
+    """Cores used by other processes, and stolen by a hypervisor, while the `with` blocks of this object ran; None where
+    the system has no /proc/stat. A nearly idle machine reads about 0.02.
     """
 
     def __init__(self) -> None:
-        self.start = time.perf_counter(), _busy_seconds(), _own_seconds()
+        self.elapsed, self.used = 0.0, 0.0
 
+    def __enter__(self) -> None:
+        self.start = time.perf_counter(), _busy_seconds() - _own_seconds()
+
+    def __exit__(self, *_) -> None:
+        started, used = self.start
+        self.elapsed += time.perf_counter() - started
+        self.used += _busy_seconds() - _own_seconds() - used
+
+    @property
     def cores(self) -> float | None:
-        started, busy, own = self.start
-        now_busy = _busy_seconds()
-        if busy is None or now_busy is None:
-            return None
-        elapsed = time.perf_counter() - started
-        return max(0.0, (now_busy - busy) - (_own_seconds() - own)) / elapsed
+        cores = self.used / self.elapsed
+        return None if math.isnan(cores) else max(0.0, cores)
 
 
 def others_now(window: float = 0.5) -> tuple[float | None, list[str]]:
     """Cores used by others over a moment of our own rest, and the busiest processes by name."""
     before = _process_ticks()
     interference = Interference()
-    time.sleep(window)
-    cores = interference.cores()
+    with interference:
+        time.sleep(window)
     after = _process_ticks()
     used = {pid: ticks - before.get(pid, (0, ""))[0] for pid, (ticks, _) in after.items() if pid != os.getpid()}
     busiest = sorted((pid for pid in used if used[pid] > 1), key=lambda pid: -used[pid])[:3]
-    return cores, [f"{after[pid][1]} ({pid})" for pid in busiest]
+    return interference.cores, [f"{after[pid][1]} ({pid})" for pid in busiest]
 
 
-def _busy_seconds() -> float | None:
-    """Seconds that the processors we may run on were not idle; stolen time counts as busy."""
+def _busy_seconds() -> float:
+    """Seconds that the processors we may run on were not idle; stolen time counts as busy. Not a number if unknown."""
     try:
         lines = Path("/proc/stat").read_text().splitlines()
     except OSError:
-        return None
+        return math.nan
     ours = {f"cpu{i}" for i in os.sched_getaffinity(0)}
     busy = 0
     for line in lines:

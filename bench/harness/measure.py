@@ -10,6 +10,7 @@ import signal
 import statistics
 import sys
 import time
+import warnings
 from dataclasses import replace
 
 import torch
@@ -33,24 +34,25 @@ def run_case(case: Case, settings: Settings) -> Result:
     torch.set_num_threads(threads)
     try:
         with torch.set_grad_enabled(case.backward):
-            limits = _limits(case, settings.device, threads)
             inputs = _inputs(case, settings)
             measurements = _prepare(case, inputs, settings)
             running = [m for m in measurements if not m.problem]
             interference = machine.Interference()
-            _time_in_turn(running, settings)
-            others = interference.cores()
+            with interference:
+                before = _limits(case, settings.device, threads)
+                _time_in_turn(running, settings)
+                after = _limits(case, settings.device, threads)
             for m in running:
                 if not m.variant.self_timed:
                     _clear_gradients(inputs)
                     gc.collect()
                     m.extra_bytes = machine.peak_extra_bytes(m.step, settings.device)
-            # The clock of a shared machine drifts: of two readings, the one that makes the floor harder to reach.
-            peak, bandwidth = map(max, limits, _limits(case, settings.device, threads))
     finally:
         torch.set_num_threads(previous)
     eps = next((torch.finfo(x.dtype).eps for x in inputs if x.is_floating_point()), torch.finfo(torch.float32).eps)
-    return Result(case, measurements, threads, peak, bandwidth, others, eps)
+    # The clock of a shared machine drifts: of two readings, the one that makes the floor harder to reach.
+    peak, bandwidth = map(max, before, after)
+    return Result(case, measurements, threads, peak, bandwidth, interference.cores, eps)
 
 
 def _limits(case: Case, device: str, threads: int) -> tuple[float, float]:
@@ -123,7 +125,8 @@ def _compile(case: Case, variant: Variant, inputs, expected: Exact) -> Measureme
     m = Measurement(variant, step=_step(case, variant, inputs))
     started = time.perf_counter()
     try:
-        with _time_limit(COMPILE_LIMIT):
+        with _time_limit(COMPILE_LIMIT), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the compiler's deprecations are not ours
             m.step()
             m.step()
         m.variant = replace(variant, note=f"compiled in {time.perf_counter() - started:.0f} s")

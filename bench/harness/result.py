@@ -128,11 +128,14 @@ class Result:
         if all(self._reached(bar) for bar in self.case.bars):
             return "met (floor)" if all(bar.against == "floor" for bar in self.case.bars) else "met (ratio)"
         own_fraction = any(bar.against == "floor" for bar in self.case.bars)  # is not met at a lower one
-        near_floor = FLOOR_FRACTION <= self.floor_fraction <= IMPOSSIBLE
-        return "met (floor)" if near_floor and not own_fraction else "not met"
+        return "met (floor)" if self._floor_reached(FLOOR_FRACTION) and not own_fraction else "not met"
 
     def _reached(self, bar: Bar) -> bool:
-        if bar.against == "floor" and self.floor_fraction > IMPOSSIBLE:
-            return False
-        achieved = self.floor_fraction if bar.against == "floor" else self.ratio(bar.against)
-        return achieved is not None and achieved >= bar.ratio
+        if bar.against == "floor":
+            return self._floor_reached(bar.ratio)
+        ratio = self.ratio(bar.against)
+        return ratio is not None and ratio >= bar.ratio
+
+    def _floor_reached(self, fraction: float) -> bool:
+        """Limits measured while others used the cores read low, and would flatter."""
+        return not self.disturbed and fraction <= self.floor_fraction <= IMPOSSIBLE

@@ -11,6 +11,15 @@ from .ops.coding_rate import (
 
 __version__ = "0.1.0"
 
+
+def __getattr__(name: str) -> object:
+    if name == "nn":  # needs torch, which the functions on NumPy arrays do not
+        import importlib
+
+        return importlib.import_module(".nn", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 __all__ = [
     "class_coding_rates",
     "coding_rate",

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 try:
-    import torch
+    import torch as torch
 except ImportError:
     torch = None  # type: ignore[assignment,unused-ignore]
 
@@ -66,9 +66,7 @@ def same_kind(op: str, name: str, array: Any, other_name: str, other: Any) -> No
             f"got {type(array).__name__}"
         )
     if is_torch(array) and array.device != other.device:
-        raise ValueError(
-            f"{op}: {name}: expected the device of {other_name} ({other.device}), got {array.device}"
-        )
+        raise ValueError(f"{op}: {name}: expected the device of {other_name} ({other.device}), got {array.device}")
 
 
 def floating(op: str, name: str, array: Any) -> None:
@@ -80,9 +78,9 @@ def matrix(op: str, name: str, array: Any) -> None:
     """A floating point array of at least two dimensions."""
     # The usual case at the price of four comparisons; whatever fails it is looked at one property at a time.
     kind = type(array)
-    if kind in _USUAL and array.dtype in COMPUTE_DTYPE and 2 <= array.ndim <= 8:
-        if kind is np.ndarray or array.layout is _STRIDED:
-            return
+    usual = kind in _USUAL and array.dtype in COMPUTE_DTYPE and 2 <= array.ndim <= 8
+    if usual and (kind is np.ndarray or array.layout is _STRIDED):
+        return
     array_like(op, name, array)
     floating(op, name, array)
     if array.ndim < 2:
@@ -93,6 +91,8 @@ def matrix(op: str, name: str, array: Any) -> None:
 
 def number(op: str, name: str, value: Any) -> float:
     """A finite real number, not an array."""
+    if type(value) is float and -math.inf < value < math.inf:  # all that a compiler can trace
+        return value
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(f"{op}: {name}: expected a number, got {type(value).__name__}")
     try:

@@ -6,7 +6,9 @@ import functools
 import importlib
 import importlib.util
 import os
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 #: x86-64 levels from best to least, with the features NumPy reports that each needs; "generic" is any other machine.
 _LEVELS: dict[str, tuple[str, ...]] = {
@@ -19,10 +21,10 @@ _LEVELS: dict[str, tuple[str, ...]] = {
 
 def _machine_features() -> dict[str, bool]:
     try:
-        from numpy._core._multiarray_umath import __cpu_features__ as features
+        umath = importlib.import_module("numpy._core._multiarray_umath")
     except ImportError:  # NumPy 1.x
-        from numpy.core._multiarray_umath import __cpu_features__ as features
-    return dict(features)
+        umath = importlib.import_module("numpy.core._multiarray_umath")
+    return dict(umath.__cpu_features__)
 
 
 def _runs_here(level: str) -> bool:
@@ -46,10 +48,28 @@ def _load_cpu() -> tuple[str, ModuleType]:
     for level in built:
         if _runs_here(level):
             return level, importlib.import_module(f"._cpu_{level}", __package__)
-    raise ImportError(f"subspan: this machine runs none of the built CPU levels {built}; install from source to build for it")
+    raise ImportError(f"subspan: this machine runs none of the built CPU levels {built}; build from source on it")
 
 
-cpu_level, cpu = _load_cpu()
+class _Missing:
+    """Stands for the CPU module where none loads: importing subspan still works, so that `subspan.info` can tell why."""
+
+    def __init__(self, problem: str) -> None:
+        self._problem = problem
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def raise_problem(*_: Any) -> None:
+            raise ImportError(self._problem)
+
+        return raise_problem
+
+
+cpu_level: str
+cpu: Any
+try:
+    cpu_level, cpu = _load_cpu()
+except ImportError as error:
+    cpu_level, cpu = f"none ({error})", _Missing(str(error))
 
 
 @functools.cache

@@ -39,7 +39,7 @@ class Op:
     backward:   (upstream of the first output, saved, tensors, parameters, scaled) -> gradient of each tensor, where
                 scaled(upstream, saved array, tensor) is the product of the first two in the tensor's type
     saves:      which inputs' shapes the saved arrays have; empty: backward needs the first output itself
-    cuda_kernel, cuda_serves: as kernel, with the stream's handle for the threads; and whether it can take these arguments
+    cuda_kernel, cuda_serves: as kernel, with the stream's handle for the threads; whether it can take these arguments
     """
 
     name: str
@@ -90,10 +90,7 @@ def paths() -> list[dict[str, str]]:
         else:
             cpu = ("kernel", f"compiled for x86-64-{_native.cpu_level}")
         rows.append({"op": name, "device": "cpu", "path": cpu[0], "why": cpu[1]})
-        if torch is None:
-            cuda = ("none", "torch is not installed")
-        else:
-            cuda = _cuda_path(name)
+        cuda = ("none", "torch is not installed") if torch is None else _cuda_path(name)
         rows.append({"op": name, "device": "cuda", "path": cuda[0], "why": cuda[1]})
     return rows
 
@@ -131,13 +128,15 @@ def threads() -> int:
     return torch.get_num_threads() if torch is not None else _native.cpu.max_threads()
 
 
-# --- NumPy and CuPy ----------------------------------------------------------------------------------------------------
+# --- NumPy and CuPy ---------------------------------------------------------------------------------------------------
 
 
 def _run_numpy(op: Op, args: tuple[Any, ...], wanted: int) -> tuple[np.ndarray, ...]:
     tensors, parameters = args[: len(op.inputs)], args[len(op.inputs) :]
     if not isinstance(tensors[0], np.ndarray):
         raise TypeError(f"{op.name}: {op.inputs[0][0]}: CuPy arrays need torch installed")
+    # Fields of packed records lie at odd addresses; such an array is copied.
+    tensors = tuple(a if a is None else np.require(a, requirements="A") for a in tensors)
     compute = COMPUTE_DTYPE[tensors[0].dtype]
     kinds = list(zip(op.shapes(*args), op.outputs, strict=True))
     outputs = [np.empty(shape, compute if kind == "compute" else np.int32) for shape, kind in kinds[:wanted]]
@@ -156,7 +155,7 @@ def _register_torch(op: Op) -> Callable[..., Any]:
         if _check.is_cupy(args[0]):
             import cupy
 
-            outputs = entry(wanted, *(torch.from_dlpack(a) if _check.is_cupy(a) else a for a in args))
+            outputs = entry(wanted, *(torch.utils.dlpack.from_dlpack(a) if _check.is_cupy(a) else a for a in args))
             return tuple(cupy.from_dlpack(output) for output in outputs)
         if DISABLED:
             outputs = entry(wanted, *(torch.from_numpy(np.array(a)) if isinstance(a, np.ndarray) else a for a in args))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -131,11 +132,12 @@ def _run_kernel_saving(op: Op, wanted: int, args: tuple[Any, ...]) -> tuple[tupl
 
 
 def _library_kernel(op: Op) -> Callable[..., Any]:
-    """All outputs and saved arrays as tensors; a saved array that does not apply is empty."""
+    """All outputs and saved arrays as tensors; a saved array that does not apply is empty, with the batch shape."""
 
     def kernel(*args: Any) -> Any:
         outputs, saved = _run_kernel_saving(op, len(op.outputs), args)
-        return outputs + tuple(args[0].new_empty((0,), dtype=outputs[0].dtype) if s is None else s for s in saved)
+        nothing = (*args[0].shape[: args[0].ndim - op.inputs[0][1]], 0)
+        return outputs + tuple(args[0].new_empty(nothing, dtype=outputs[0].dtype) if s is None else s for s in saved)
 
     return kernel
 
@@ -148,7 +150,8 @@ def _fake_kernel(op: Op) -> Callable[..., Any]:
             first.new_empty(shape, dtype=compute if kind == "compute" else torch.int32)
             for shape, kind in zip(op.shapes(*args), op.outputs, strict=True)
         ]
-        saved = [first.new_empty((0,) if args[i] is None else args[i].shape, dtype=compute) for i in op.saves]
+        nothing = (*first.shape[: first.ndim - op.inputs[0][1]], 0)
+        saved = [first.new_empty(nothing if args[i] is None else args[i].shape, dtype=compute) for i in op.saves]
         return tuple(outputs + saved)
 
     return fake
@@ -188,7 +191,8 @@ def _gradient_rule(op: Op) -> tuple[Callable[..., None], Callable[..., Any]]:
         nothing = (None,) * (arity + len(ctx.parameters))
         if upstream[0] is None:
             return nothing
-        tensors, saved = ctx.saved_tensors[:arity], ctx.saved_tensors[arity:]
+        stored = ctx.saved_tensors
+        tensors, saved = stored[:arity], stored[arity:]
         if torch.is_grad_enabled():  # the gradient will be differentiated: say it in differentiable operations
             saved = gradient(*tensors, *ctx.parameters)
         gradients = apply_upstream(upstream[0], saved, tensors, ctx.parameters, _scaled)
@@ -207,14 +211,17 @@ def _scaled(upstream: torch.Tensor, saved: torch.Tensor, like: torch.Tensor) -> 
 
 
 def _scaled_in_place(upstream: torch.Tensor, saved: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    return saved.mul_(upstream).to(like.dtype)
+    try:
+        return saved.mul_(upstream).to(like.dtype)
+    except RuntimeError:  # a batch of upstreams (is_grads_batched) has more entries than fit in place
+        return _scaled(upstream, saved, like)
 
 
 def _eager_function(op: Op) -> Any:
     """The autograd Function of plain eager calls: apply(wanted, *tensors, *parameters).
 
-    The saved arrays become the gradient: scaled in place and handed over, which halves the memory and spares a pass over
-    it. A second backward through a retained graph finds them gone and runs the kernel again.
+    The saved arrays become the gradient: scaled in place and handed over, which halves the memory and spares a pass
+    over it. A second backward through a retained graph finds them gone and runs the kernel again.
     """
     arity, fused = len(op.inputs), bool(op.saves)
 
@@ -231,7 +238,8 @@ def _eager_function(op: Op) -> Any:
         nothing = (None,) * len(ctx.parameters)
         if upstream[0] is None:
             return (None,) * (1 + arity) + nothing
-        tensors, saved, scaled = ctx.saved_tensors[:arity], ctx.saved_tensors[arity:], _scaled
+        stored, scaled = ctx.saved_tensors, _scaled  # asked for once: checkpointing unpacks at every access
+        tensors, saved = stored[:arity], stored[arity:]
         if torch.is_grad_enabled():  # the gradient will be differentiated: say it in differentiable operations
             saved = op.gradient(*tensors, *ctx.parameters)
         elif fused:
@@ -257,13 +265,19 @@ def _function(op: Op) -> Any:
         result = library_op(*args)
         return result if isinstance(result, tuple) else (result,)
 
+    # Dynamo counts the parameters of forward to see whether it takes a context.
+    names = [name for name, _ in op.inputs] + [part.split()[-1] for part in op.schema.split(",") if part]
+    forward.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [inspect.Parameter(name, inspect.Parameter.POSITIONAL_ONLY) for name in names]
+    )
+
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         remember(ctx, inputs, output)
         ctx.mark_non_differentiable(*output[1:])
 
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
         moved = _batch_first(op, info.batch_size, in_dims, args)
-        results = function.apply(*moved, *args[arity:])
+        results = traced.apply(*moved, *args[arity:])
         return results, (0,) * len(results)
 
     members = {
@@ -272,14 +286,14 @@ def _function(op: Op) -> Any:
         "backward": staticmethod(backward),
         "vmap": staticmethod(vmap),
     }
-    function: Any = type(f"{op.name}_function", (torch.autograd.Function,), members)
-    return function
+    traced: Any = type(f"{op.name}_function", (torch.autograd.Function,), members)
+    return traced
 
 
 def _batch_first(op: Op, size: int, in_dims: tuple[Any, ...], args: tuple[Any, ...]) -> list[Any]:
     """Every tensor with the mapped dimension first and all batch dimensions present, as the kernels expect."""
     arity = len(op.inputs)
-    moved = []
+    moved: list[Any] = []
     for t, dim in zip(args[:arity], in_dims, strict=False):
         if t is None:
             moved.append(None)
@@ -288,5 +302,3 @@ def _batch_first(op: Op, size: int, in_dims: tuple[Any, ...], args: tuple[Any, .
         else:
             moved.append(t.movedim(dim, 0))
     return moved
-
-

@@ -22,12 +22,13 @@ class PivotLog {
     E pivot;
     if constexpr (kind == Pivot::kIdentity) {
       const auto negative = schur < T(0);
-      const E delta = negative ? E{} : schur;  // NaN is not below zero and stays
+      const E finite = schur - schur;  // NaN where the entry is NaN or infinite: neither may pass as a number
+      const E delta = (negative ? E{} : schur) + finite;
       info_ += count_where(negative);
       log_.multiply_one_plus(delta);
       pivot = delta + T(1);
     } else {
-      const auto good = schur > T(0);
+      const auto good = (schur > T(0)) & (schur - schur == T(0));
       const E nan = E{} + static_cast<T>(NAN);
       info_ = first_where(!good, index + 1);
       pivot = good ? schur : nan;

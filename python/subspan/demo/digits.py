@@ -61,7 +61,7 @@ class Run:
         leaf = features.detach().requires_grad_()
         before_loss = time.perf_counter()
         loss = self.loss(leaf, labels)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         after_loss = time.perf_counter()
         features.backward(leaf.grad)
         self.optimizer.step()

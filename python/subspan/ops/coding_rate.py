@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from .. import _check, _native, _route
-from ..composite import coding_rate as composite
+
+composite: Any = None  # without torch there is nothing to compose
+if _check.torch is not None:
+    from ..composite import coding_rate as composite
 
 _SIDES = {"auto": 0, "samples": 1, "features": 2}
 _SIDE_NAMES = tuple(_SIDES)
-
 
 
 def _batch(matrices: Any) -> tuple[tuple[int, ...]]:
@@ -45,27 +48,27 @@ _spd_logdet = _route.register(
     )
 )
 
-_coding_rate = _route.register(
-    _route.Op(
-        name="coding_rate",
-        inputs=(("Z", 2), ("weights", 1)),
-        schema="float alpha, float eps2, float scale, int side",
-        outputs=("compute", "int32"),
-        shapes=lambda Z, *_: _batch(Z) * 2,
-        kernel=_native.cpu.coding_rate,
-        composite=lambda Z, weights, alpha, eps2, scale, side: composite.coding_rate(
-            Z, weights, alpha or None, eps2, scale, _SIDE_NAMES[side]
-        ),
-        gradient=lambda Z, weights, alpha, eps2, scale, side: composite.coding_rate_gradient(
-            Z, weights, alpha or None, eps2, scale, _SIDE_NAMES[side]
-        ),
-        backward=lambda g, saved, tensors, parameters, scaled: (
-            scaled(g[..., None, None], saved[0], tensors[0]),
-            None if tensors[1] is None else scaled(g[..., None], saved[1], tensors[1]),
-        ),
-        saves=(0, 1),
-    )
+_coding_rate_op = _route.Op(
+    name="coding_rate",
+    inputs=(("Z", 2), ("weights", 1)),
+    schema="float alpha, float eps2, float scale, int side",
+    outputs=("compute", "int32"),
+    shapes=lambda Z, *_: _batch(Z) * 2,
+    kernel=_native.cpu.coding_rate,
+    composite=lambda Z, weights, alpha, eps2, scale, side: composite.coding_rate(
+        Z, weights, alpha or None, eps2, scale, _SIDE_NAMES[side]
+    ),
+    gradient=lambda Z, weights, alpha, eps2, scale, side: composite.coding_rate_gradient(
+        Z, weights, alpha or None, eps2, scale, _SIDE_NAMES[side]
+    ),
+    backward=lambda g, saved, tensors, parameters, scaled: (
+        scaled(g[..., None, None], saved[0], tensors[0]),
+        None if tensors[1] is None else scaled(g[..., None], saved[1], tensors[1]),
+    ),
+    saves=(0, 1),
 )
+_coding_rate = _route.register(_coding_rate_op)
+_logdet_gram = _route.register(dataclasses.replace(_coding_rate_op, name="logdet_gram"))  # errors name what was called
 
 _class_coding_rates = _route.register(
     _route.Op(
@@ -75,7 +78,7 @@ _class_coding_rates = _route.register(
         outputs=("compute", "compute"),
         shapes=lambda Z, labels, eps2, num_classes: ((*Z.shape[:-2], num_classes),) * 2,
         kernel=_native.cpu.class_coding_rates,
-        composite=composite.class_coding_rates,
+        composite=lambda *args: composite.class_coding_rates(*args),
         gradient=lambda *args: (composite.class_coding_rates_gradient(*args),),
         backward=lambda g, saved, tensors, parameters, scaled: (
             scaled(g.gather(-1, tensors[1].long())[..., None], saved[0], tensors[0]),
@@ -92,7 +95,7 @@ _rate_reduction = _route.register(
         outputs=("compute",),
         shapes=lambda Z, *_: _batch(Z),
         kernel=_native.cpu.rate_reduction,
-        composite=composite.rate_reduction,
+        composite=lambda *args: composite.rate_reduction(*args),
         gradient=lambda *args: (composite.rate_reduction_gradient(*args),),
         backward=lambda g, saved, tensors, parameters, scaled: (scaled(g[..., None, None], saved[0], tensors[0]), None),
     )
@@ -177,8 +180,8 @@ def logdet_gram(Z: Any, alpha: float, *, return_info: bool = False) -> Any:
         TypeError, ValueError: wrong array, or alpha not a finite number > 0.
 
     Cost:
-        s^2 b + s^3 / 3 flops with s = min(n, d), b = max(n, d): the Gram matrix of the smaller side, half of it computed.
-        With a gradient 3 s^2 b + s^3. float32 items whose alpha trace(Z^T Z) exceeds 1e4 are computed in float64.
+        s^2 b + s^3 / 3 flops with s = min(n, d), b = max(n, d): half the Gram matrix of the smaller side. With
+        a gradient 3 s^2 b + s^3. float32 items whose alpha trace(Z^T Z) exceeds 1e4 are computed in float64.
 
     Gradient:
         2 alpha Z (I + alpha Z^T Z)^{-1}, computed with the forward and saved (as large as Z, float32 for half input).
@@ -196,7 +199,7 @@ def logdet_gram(Z: Any, alpha: float, *, return_info: bool = False) -> Any:
     alpha = _check.positive(op, "alpha", alpha)
     if return_info is not False:
         _check.flag(op, "return_info", return_info)
-    outputs = _coding_rate(1 + return_info, Z, None, alpha, 1.0, 1.0, 0)
+    outputs = _logdet_gram(1 + return_info, Z, None, alpha, 1.0, 1.0, 0)
     return outputs if return_info else outputs[0]
 
 
@@ -221,12 +224,12 @@ def coding_rate(
         weights: (\*batch, n), >= 0, broadcast with Z; None means 1 for every sample.
         alpha: number > 0 to use instead of the formula above.
         scale: factor of the log determinant; 1/2 gives nats per feature dimension set as in the paper.
-        side: "samples" factors the n x n Gram matrix, "features" the d x d one, "auto" the smaller. The value is the same.
+        side: "samples" factors the n x n Gram matrix, "features" the d x d one, "auto" the smaller; same value.
         return_info: also return the status of each item, see :func:`logdet_gram`.
 
     Returns:
-        (\*batch), in nats, float64 for float64 input and float32 otherwise; with ``return_info`` a pair. No samples, or no
-        weight at all, gives 0.
+        (\*batch), in nats, float64 for float64 input and float32 otherwise; with ``return_info`` a pair. No samples, or
+        no weight at all, gives 0.
 
     Raises:
         TypeError, ValueError: wrong arrays or shapes; eps2 or alpha not a finite number > 0; on the CPU also a negative
@@ -237,8 +240,8 @@ def coding_rate(
 
     Gradient:
         To Z: 2 scale alpha diag(w) Z M with M = (I + alpha Z^T diag(w) Z)^{-1}. To the weights:
-        scale (alpha z_i^T M z_i - (d - tr M) / sum w), the last term only where alpha follows the weights; at w_i = 0 it
-        is the one-sided derivative. Both are computed with the forward and saved. Zero where no sample has weight.
+        scale (alpha z_i^T M z_i - (d - tr M) / sum w), the last term only where alpha follows the weights; at w_i = 0
+        it is the one-sided derivative. Both are computed with the forward and saved. Zero where no sample has weight.
 
     Source:
         Yu et al. 2020, Learning Diverse and Discriminative Representations via the Principle of Maximal Coding Rate
@@ -257,8 +260,7 @@ def coding_rate(
     else:
         alpha = _check.positive(op, "alpha", alpha)
         eps2 = 1.0 if eps2 is None else _check.positive(op, "eps2", eps2)
-    if scale != 0.5:
-        scale = _check.number(op, "scale", scale)
+    scale = _check.number(op, "scale", scale)
     if return_info is not False:
         _check.flag(op, "return_info", return_info)
     if weights is not None:
@@ -284,8 +286,8 @@ def class_coding_rates(Z: Any, labels: Any, eps2: float, *, num_classes: int | N
         (rates, mass), each (\*batch, k): rates in nats, and t_j. An empty class has rate 0 and mass 0.
 
     Raises:
-        TypeError, ValueError: wrong arrays or shapes, eps2 not > 0, on the CPU a label out of range. On CUDA a label out
-            of range makes its item NaN.
+        TypeError, ValueError: wrong arrays or shapes, eps2 not > 0, on the CPU a label out of range. On CUDA a label
+            out of range makes its item NaN.
 
     Cost:
         Each class is factored on its smaller side: sum_j (s_j^2 b_j + s_j^3 / 3) flops with s_j = min(t_j, d),
@@ -372,8 +374,8 @@ def rate_operator(Z: Any, alpha: float) -> Any:
         alpha: number > 0; d / (n eps2) gives ReduNet's E, d / (t_j eps2) on the samples of class j its C_j.
 
     Returns:
-        (\*batch, d, d), symmetric; float64 for float64 input and float32 otherwise. ``Z @ rate_operator(Z, alpha)`` is the
-        gradient of ``coding_rate(Z, None, alpha=alpha)``.
+        (\*batch, d, d), symmetric; float64 for float64 input and float32 otherwise. ``Z @ rate_operator(Z, alpha)`` is
+        the gradient of ``coding_rate(Z, None, alpha=alpha)``.
 
     Raises:
         TypeError, ValueError: wrong array, or alpha not a finite number > 0.
@@ -421,13 +423,10 @@ def _labelled(op: str, Z: Any, labels: Any, eps2: float, num_classes: int | None
             f"{op}: labels: expected one label per row of Z {tuple(Z.shape)}, got shape {tuple(labels.shape)}"
         )
     eps2 = _check.positive(op, "eps2", eps2)
-    if num_classes is None:
-        num_classes = _count_classes(op, labels)
-    else:
-        num_classes = _check.count(op, "num_classes", num_classes)
+    classes = _count_classes(op, labels) if num_classes is None else _check.count(op, "num_classes", num_classes)
     batch = _check.broadcast_batch(op, "labels", labels, 1, "Z", Z, 2)
     Z, labels = _check.expand(Z, (*batch, *Z.shape[-2:])), _check.expand(labels, (*batch, Z.shape[-2]))
-    return Z, _check.as_index(labels), eps2, num_classes
+    return Z, _check.as_index(labels), eps2, classes
 
 
 def _count_classes(op: str, labels: Any) -> int:
