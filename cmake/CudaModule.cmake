@@ -40,5 +40,5 @@ function(subspan_emulated_module)
   endforeach()
   subspan_python_module(_cuda_emulated ${sources})
   target_compile_definitions(_cuda_emulated PRIVATE SUBSPAN_CUDA_EMULATED)
-  target_compile_options(_cuda_emulated PRIVATE -O1)
+  target_compile_options(_cuda_emulated PRIVATE -O1 -Wno-unknown-pragmas)  # nvcc understands #pragma unroll
 endfunction()

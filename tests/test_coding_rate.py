@@ -1,4 +1,4 @@
-"""Coding rates against closed forms, inequalities and exact arithmetic; bounds are those of rounding, see op_row.py.
+"""Coding rates against closed forms, identities and inequalities; bounds are those of rounding, coding_rate_growth.py.
 
 What every op must do (types, layouts, bad input, threads, transforms) is tested over the op table.
 """
@@ -6,53 +6,21 @@ What every op must do (types, layouts, bad input, threads, transforms) is tested
 from __future__ import annotations
 
 import math
-from typing import Any
 
-import mpmath
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
 import subspan
-from coding_rate_growth import class_growth, coding_rate_growth, rate_growth, reduction_growth, spd_growth
-from op_row import SAFETY, Bounds, within
-from sample_arrays import normal, positive_definite, uniform
-from subspan.reference import coding_rate as reference
+from coding_rate_growth import class_growth, coding_rate_growth, rate_growth, reduction_growth
+from coding_rate_points import collapsed, gradient_bound, rate_and_gradient, value_bound
+from op_row import within
+from sample_arrays import normal, uniform
 
 REAL = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 SHAPES = [(1, 1), (5, 1), (1, 7), (12, 5), (5, 12), (40, 33), (33, 70), (120, 64)]
 each_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
-#: float64 itself rounds 1 + a tiny value.
-ORACLE_ERROR = 100 * np.finfo(np.float64).eps
-
-
-def rounding(growth: Bounds, dtype: torch.dtype, output: int = 0) -> Any:
-    return SAFETY * growth.size * torch.finfo(dtype).eps * growth.outputs[output] + ORACLE_ERROR
-
-
-def exact_gradient(Z: np.ndarray, alpha: float) -> np.ndarray:
-    """dR/dZ = alpha Z M in float64, solved on the smaller side, where nothing cancels."""
-    samples, features = Z.shape
-    if samples < features:
-        return alpha * np.linalg.solve(np.eye(samples) + alpha * Z @ Z.T, Z)
-    return alpha * np.linalg.solve(np.eye(features) + alpha * Z.T @ Z, Z.T).T
-
-
-def rate_and_gradient(Z: Tensor, *args: Any, **keywords: Any) -> tuple[Tensor, Tensor]:
-    Z = Z.detach().clone().requires_grad_()
-    rate = subspan.coding_rate(Z, *args, **keywords)
-    (gradient,) = torch.autograd.grad(rate.sum(), Z)
-    return rate.detach(), gradient
-
-
-def collapsed(samples: int, features: int) -> Tensor:
-    """One unit vector repeated; its entries are powers of two, so its norm is exactly 1 in every type."""
-    signs = normal(features, features).sign()
-    return (signs / math.sqrt(features)).expand(samples, features).clone()
-
-
 # --- values known in closed form ---
 
 
@@ -63,7 +31,7 @@ def test_orthonormal_frame(samples: int, features: int, dtype: torch.dtype) -> N
     frame = torch.linalg.qr(normal(1, samples, features)).Q * math.sqrt(samples / features)
     for eps2 in (2.0, 0.5, 0.01):
         expected = np.float64(features / 2 * math.log1p(1 / eps2))
-        bound = rounding(coding_rate_growth(frame.numpy(), eps2), dtype)  # covers the rounding of the frame as well
+        bound = value_bound(coding_rate_growth(frame.numpy(), eps2), dtype)  # covers the rounding of the frame as well
         within(subspan.coding_rate(frame.to(dtype), eps2), expected, bound, f"eps2 {eps2}")
 
 
@@ -76,8 +44,8 @@ def test_full_collapse(samples: int, features: int, dtype: torch.dtype) -> None:
         expected = np.float64(math.log1p(features / eps2) / 2)
         rate, gradient = rate_and_gradient(Z, eps2)
         growth = coding_rate_growth(Z.double().numpy(), eps2)
-        within(rate, expected, rounding(growth, dtype), f"eps2 {eps2}")
-        bound = SAFETY * growth.size * torch.finfo(dtype).eps * growth.gradients["Z"]
+        within(rate, expected, value_bound(growth, dtype), f"eps2 {eps2}")
+        bound = gradient_bound(growth, dtype)
         within(gradient, Z.double() / (samples * (1 + eps2 / features)), bound, f"gradient, eps2 {eps2}")
 
 
@@ -100,7 +68,7 @@ def test_block_diagonal_matrix_adds(dtype: torch.dtype) -> None:
         A, B = normal(1, *first, dtype=dtype), normal(2, *second, dtype=dtype)
         joint = torch.block_diag(A, B)
         expected = subspan.coding_rate(A, None, alpha=0.7) + subspan.coding_rate(B, None, alpha=0.7)
-        bound = 2 * rounding(rate_growth(joint.double().numpy(), 0.7, 0.5), dtype)
+        bound = 2 * value_bound(rate_growth(joint.double().numpy(), 0.7, 0.5), dtype)
         within(subspan.coding_rate(joint, None, alpha=0.7), expected, bound, f"{first} and {second}")
 
 
@@ -117,7 +85,7 @@ def test_invariance(shape: tuple[int, int], dtype: torch.dtype) -> None:
     order = torch.randperm(shape[0])
     arrays = Z.double().numpy(), weights.double().numpy()
     bound = 2 * sum(
-        rounding(coding_rate_growth(arrays[0], 0.3, weights=arrays[1], side=side), dtype)
+        value_bound(coding_rate_growth(arrays[0], 0.3, weights=arrays[1], side=side), dtype)
         for side in ("samples", "features")
     )
     rate = subspan.coding_rate(Z, 0.3, weights=weights)
@@ -137,7 +105,7 @@ def test_inequalities(shape: tuple[int, int], dtype: torch.dtype) -> None:
     Z, eps2 = normalize(normal(6, *shape), dim=-1).to(dtype), 0.2
     alpha = features / (samples * eps2)
     rate = subspan.coding_rate(Z, eps2).item()
-    slack = float(rounding(coding_rate_growth(Z.double().numpy(), eps2), dtype))
+    slack = float(value_bound(coding_rate_growth(Z.double().numpy(), eps2), dtype))
     assert rate >= 0
     for gram in (Z.double().mT @ Z.double(), Z.double() @ Z.double().mT):
         assert 2 * rate <= torch.log1p(alpha * gram.diagonal()).sum().item() + 2 * slack
@@ -159,7 +127,7 @@ def test_gradient_identities(shape: tuple[int, int], dtype: torch.dtype) -> None
         limit = torch.zeros(shape, dtype=torch.float64)
         for side, kind in (("auto", dtype), ("features", torch.float64)):  # of the gradient, and of Z E in float64
             growth = coding_rate_growth(Z.double().numpy(), eps2, side=side)
-            limit += SAFETY * growth.size * torch.finfo(kind).eps * torch.from_numpy(growth.gradients["Z"])
+            limit += torch.from_numpy(gradient_bound(growth, kind))
         within(gradient, Z.double() @ operator, limit.numpy(), "Z E")
         inner = (Z.double() * gradient).sum().item()
         slack = (Z.double().abs() * limit).sum().item()
@@ -175,7 +143,7 @@ def test_one_hot_weights_are_labels(dtype: torch.dtype) -> None:
     expected = subspan.coding_rate(Z[:, None], 0.2, weights=membership)
     for item in range(2):
         growth = class_growth(Z[item].double().numpy(), labels[item].numpy(), 0.2, num_classes=5)
-        within(rates[item], expected[item], 2 * rounding(growth, dtype), "rates")
+        within(rates[item], expected[item], 2 * value_bound(growth, dtype), "rates")
     assert torch.equal(mass, membership.sum(-1))
     delta, rate, compressed = subspan.rate_reduction(Z, labels, 0.2, num_classes=5, gamma=0.4, return_parts=True)
     torch.testing.assert_close(compressed, (mass / 30 * rates).sum(-1))
@@ -190,205 +158,129 @@ def test_rate_reduction_is_not_negative() -> None:
     Z = normal(9, 24, 6)
     assert subspan.rate_reduction(Z, labels, 0.1).item() > 1e-3
     same = normal(10, 6, 6).repeat_interleave(4, dim=0)  # each class holds the same six samples
-    assert abs(subspan.rate_reduction(same, labels, 0.1).item()) <= rounding(
+    assert abs(subspan.rate_reduction(same, labels, 0.1).item()) <= value_bound(
         reduction_growth(same.numpy(), labels.numpy(), 0.1), torch.float64
     )
 
 
-# --- precision ---
-
-
-def exact_logdet(Z: Tensor, alpha: float) -> mpmath.mpf:
-    """log det (I + alpha Z^T Z) of these binary numbers to 50 digits."""
-    with mpmath.workdps(50):
-        rows = mpmath.matrix(Z.double().tolist())
-        return mpmath.log(mpmath.det(mpmath.eye(rows.cols) + mpmath.mpf(alpha) * rows.T * rows))
+# --- degenerate input ---
 
 
 @REAL
-@pytest.mark.parametrize("alpha", [1e-9, 1e-3, 1.0, 1e3])
-def test_exact_arithmetic(alpha: float, dtype: torch.dtype) -> None:
-    for samples, features in [(1, 1), (3, 2), (2, 5), (6, 6), (12, 12), (20, 9), (9, 20)]:
-        Z = normal(11, samples, features, dtype=dtype)
-        growth = rate_growth(Z.double().numpy(), alpha)
-        expected = exact_logdet(Z if features <= samples else Z.mT, alpha)
-        error = abs(mpmath.mpf(subspan.logdet_gram(Z, alpha).item()) - expected)
-        assert error <= SAFETY * growth.size * torch.finfo(dtype).eps * growth.outputs[0], (samples, features)
-
-
-@pytest.mark.parametrize("shape", [(6, 10), (10, 6), (40, 64), (64, 40)], ids=str)
-def test_tiny_rates_keep_their_digits(shape: tuple[int, int]) -> None:
-    """Where alpha * trace is 8e-6, a float32 matrix I + alpha Z^T Z holds only a digit or two of the rate."""
-    Z = normal(12, *shape, dtype=torch.float32)
-    alpha = 8e-6 / Z.double().square().sum().item()
-    eigenvalues = torch.linalg.svdvals(Z.double()).square()
-    expected = torch.log1p(alpha * eigenvalues).sum().item()
-    assert subspan.logdet_gram(Z, alpha).item() == pytest.approx(expected, rel=5e-7)
-    labels = torch.arange(shape[0]) % 2
-    rates, mass = subspan.class_coding_rates(Z, labels, 1e6)
-    for j, rate in enumerate(rates.tolist()):
-        squares = torch.linalg.svdvals(Z[labels == j].double()).square()
-        expected = torch.log1p(shape[1] / (mass[j].item() * 1e6) * squares).sum().item() / 2
-        assert rate == pytest.approx(expected, rel=5e-7)
-
-
-def nearly_collapsed(samples: int, features: int, noise: float) -> Tensor:
-    direction = normal(13, features)
-    return normalize(direction + noise * normal(14, samples, features), dim=-1).float()
-
-
-@pytest.mark.parametrize("noise", [0.0, 1e-6, 1e-4, 1e-2])
-@pytest.mark.parametrize("ratio", [1.1e4, 1e5, 1e6])
-@pytest.mark.parametrize("shape", [(20, 64), (200, 64), (30, 30), (3, 8), (40, 8), (16, 150), (150, 100)], ids=str)
-def test_ill_conditioned_float32(shape: tuple[int, int], ratio: float, noise: float) -> None:
-    """Up to d/eps2 = 1e6 a float32 rate is within 1e-5 of the float64 rate of the same input; so is its gradient."""
-    Z = nearly_collapsed(*shape, noise)
-    eps2 = shape[1] / ratio
-    for keywords in ({}, {"weights": uniform(15, shape[0])}):
-        single = {name: weights.float() for name, weights in keywords.items()}
-        double = {name: weights.double() for name, weights in single.items()}
-        rate, gradient = rate_and_gradient(Z, eps2, **single)
-        expected, expected_gradient = rate_and_gradient(Z.double(), eps2, **double)
-        assert rate.item() == pytest.approx(expected.item(), rel=1e-5)
-        within(gradient, expected_gradient, 1e-5 * expected_gradient.abs().max().item(), "gradient")
-
-
-@pytest.mark.parametrize("ratio", [1e2, 1e3, 9e3])
-@pytest.mark.parametrize("shape", [(20, 64), (200, 64), (3, 8), (150, 100)], ids=str)
-def test_float32_below_promotion(shape: tuple[int, int], ratio: float) -> None:
-    """Up to a trace of 1e4 nothing is promoted, and the error is that of rounding the Gram matrix to float32."""
-    for noise in (0.0, 1e-4, 1e-2):
-        Z, eps2 = nearly_collapsed(*shape, noise), shape[1] / ratio
-        rate, gradient = rate_and_gradient(Z, eps2)
-        expected, expected_gradient = rate_and_gradient(Z.double(), eps2)
-        growth = coding_rate_growth(Z.double().numpy(), eps2)
-        within(rate, expected, rounding(growth, torch.float32), f"noise {noise}")
-        bound = SAFETY * growth.size * torch.finfo(torch.float32).eps * growth.gradients["Z"]
-        within(gradient, expected_gradient, bound, f"gradient, noise {noise}")
-
-
-def test_ill_conditioned_items_and_classes() -> None:
-    """Items and classes are promoted one by one: well and ill conditioned ones in one call."""
-    Z = torch.stack([nearly_collapsed(60, 64, 1e-6), normal(16, 60, 64, dtype=torch.float32)])
-    labels = torch.arange(60) % 3
-    eps2 = 64 / 1e6
-    for function in (
-        lambda Z: subspan.coding_rate(Z, eps2),
-        lambda Z: subspan.class_coding_rates(Z, labels, eps2)[0],
-        lambda Z: subspan.rate_reduction(Z, labels, eps2, return_parts=True)[1:],
-    ):
-        for rate, expected in zip(function(Z), function(Z.double()), strict=True):
-            torch.testing.assert_close(rate.double(), expected, rtol=1e-5, atol=0)
-
-
-@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16], ids=str)
-def test_autocast_never_lowers_the_gram_matrix(half: torch.dtype) -> None:
-    """Collapsed features whose half-precision Gram matrix would be indefinite: the value of the rounded input."""
-    Z = nearly_collapsed(64, 256, 1e-3)
-    labels = torch.arange(64) % 4
-    for features in (Z, Z.to(half)):
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            rate, gradient = rate_and_gradient(features, 0.05)
-            reduction = subspan.rate_reduction(features, labels, 0.05)
-        assert rate.dtype == reduction.dtype == torch.float32
-        expected, expected_gradient = rate_and_gradient(features.float(), 0.05)
-        assert torch.equal(rate, expected)
-        assert torch.equal(gradient, expected_gradient.to(features.dtype))
-        assert torch.equal(reduction, subspan.rate_reduction(features.float(), labels, 0.05))
-        bound = rounding(coding_rate_growth(features.double().numpy(), 0.05), torch.float32)
-        within(rate, subspan.coding_rate(features.double(), 0.05), bound, "float64")
-
-
-def torch_rate(Z: Tensor, eps2: float) -> Tensor:
-    """The same computation in PyTorch and in the type of Z."""
-    samples, features = Z.shape[-2:]
-    gram = Z @ Z.mT if samples < features else Z.mT @ Z
-    matrix = torch.eye(gram.shape[-1], dtype=Z.dtype) + features / (samples * eps2) * gram
-    return torch.linalg.cholesky(matrix).diagonal(dim1=-2, dim2=-1).log().sum(-1)
-
-
-@pytest.mark.parametrize("eps2", [10.0, 0.5, 0.05])
-@pytest.mark.parametrize("shape", [(8, 8), (40, 16), (16, 40), (100, 64), (64, 256)], ids=str)
-def test_float32_error_is_at_most_twice_torch(shape: tuple[int, int], eps2: float) -> None:
-    """The largest error of 40 items, of rate and of gradient; one rounding of the result is always allowed."""
-    Z = normalize(normal(17, 40, *shape), dim=-1).float()
-    results = []
-    for function, features in ((subspan.coding_rate, Z), (torch_rate, Z), (torch_rate, Z.double())):
-        features = features.clone().requires_grad_()
-        rate = function(features, eps2)
-        results.append((rate.detach().double(), torch.autograd.grad(rate.sum(), features)[0].double()))
-    for ours, theirs, exact in zip(*results, strict=True):
-        allowed = torch.finfo(torch.float32).eps * exact.abs().max()
-        assert (ours - exact).abs().max() <= 2 * (theirs - exact).abs().max() + allowed
-
-
-# --- every size across the block edges ---
-
-
-@REAL
-def test_spd_logdet_of_every_size(dtype: torch.dtype) -> None:
-    for size in [*range(1, 101), 300, 513]:
-        A = positive_definite(size, size, size, dtype=dtype).requires_grad_()
-        logdet, info = subspan.spd_logdet(A, return_info=True)
-        (gradient,) = torch.autograd.grad(logdet, A)
-        exact = A.detach().double().tril().numpy()
-        exact = exact + np.tril(exact, -1).T
-        growth = spd_growth(exact)
-        assert info.item() == 0
-        within(logdet, np.linalg.slogdet(exact)[1], rounding(growth, dtype), f"size {size}")
-        bound = SAFETY * size * torch.finfo(dtype).eps * growth.gradients["A"] + ORACLE_ERROR
-        within(gradient, np.linalg.inv(exact), bound, f"gradient, size {size}")
-
-
-@REAL
-def test_coding_rate_of_every_size(dtype: torch.dtype) -> None:
-    for size in [*range(1, 101), 300, 513]:
-        for shape in ((size, size + 3), (size + 5, size)):
-            Z = normal(size, *shape, dtype=dtype)
-            rate, gradient = rate_and_gradient(Z, 0.3)
-            exact = Z.double().numpy()
-            growth = coding_rate_growth(exact, 0.3)
-            within(rate, reference.coding_rate(exact, 0.3), rounding(growth, dtype), f"{shape}")
-            bound = SAFETY * growth.size * torch.finfo(dtype).eps * growth.gradients["Z"] + ORACLE_ERROR
-            within(gradient, exact_gradient(exact, shape[1] / (shape[0] * 0.3)), bound, f"gradient, {shape}")
-
-
-@REAL
-def test_not_positive_definite_in_every_position(dtype: torch.dtype) -> None:
-    """info names the first pivot that is not positive, in the lane-interleaved and the blocked form."""
-    for size in (1, 7, 32, 33, 80):
-        A = positive_definite(size, 1, size, size, dtype=dtype).repeat(size + 1, 1, 1)
-        for position in range(size):
-            A[position, position, position] = -1
-        logdet, info = subspan.spd_logdet(A, return_info=True)
-        assert info.tolist() == [*range(1, size + 1), 0]
-        assert logdet[:size].isnan().all() and logdet[size].isfinite()
-
-
-@REAL
-@pytest.mark.parametrize("features", [1, 7, 8, 16, 17, 33, 64, 130])
-def test_ragged_classes(features: int, dtype: torch.dtype) -> None:
-    """Classes of 1, 2, ... 60 samples, shuffled: sizes on both sides of every vector width and of d."""
-    labels = torch.repeat_interleave(torch.arange(60), torch.arange(1, 61))
-    labels = labels[torch.randperm(len(labels))]
-    Z = normal(features, len(labels), features, dtype=dtype).requires_grad_()
-    rates, mass = subspan.class_coding_rates(Z, labels, 0.2)
-    exact, members = Z.detach().double().numpy(), labels.numpy()
-    growth = class_growth(exact, members, 0.2)
-    assert mass.tolist() == list(range(1, 61))
-    within(rates, reference.class_coding_rates(exact, members, 0.2)[0], rounding(growth, dtype), "rates")
-    upstream = torch.linspace(-1, 1, 60, dtype=dtype)
-    (gradient,) = torch.autograd.grad(rates, Z, upstream)
-    expected = np.empty_like(exact)
-    for j in range(60):
-        own = members == j
-        expected[own] = upstream[j].item() * exact_gradient(exact[own], features / ((j + 1) * 0.2))
-    bound = SAFETY * growth.size * torch.finfo(dtype).eps * growth.gradients["Z"] + ORACLE_ERROR
-    within(gradient, expected, bound, "gradient")
-    reduction = reduction_growth(exact, members, 0.2)
+def test_empty_classes(dtype: torch.dtype) -> None:
+    """A class without samples has rate 0 and mass 0, and changes nothing else, wherever it is numbered."""
+    Z = normal(18, 20, 6, dtype=dtype).requires_grad_()
+    labels = torch.randint(0, 3, (20,))
+    rates, mass = subspan.class_coding_rates(Z, labels, 0.3, num_classes=3)
+    spread, spread_mass = subspan.class_coding_rates(Z, 2 * labels + 1, 0.3, num_classes=9)
+    assert torch.equal(spread[[1, 3, 5]], rates) and torch.equal(spread_mass[[1, 3, 5]], mass)
+    empty = [0, 2, 4, 6, 7, 8]
+    assert not spread[empty].any() and not spread_mass[empty].any()
+    (gradient,) = torch.autograd.grad(spread[empty].sum(), Z)
+    assert not gradient.any()
+    expected = subspan.rate_reduction(Z, labels, 0.3, num_classes=3)
+    growth = reduction_growth(Z.detach().double().numpy(), labels.numpy(), 0.3)
     within(
-        subspan.rate_reduction(Z, labels, 0.2),
-        reference.rate_reduction(exact, members, 0.2),
-        rounding(reduction, dtype),
-        "reduction",
+        subspan.rate_reduction(Z, 2 * labels + 1, 0.3, num_classes=9), expected, value_bound(growth, dtype), "reduction"
     )
+
+
+@REAL
+def test_one_sample(dtype: torch.dtype) -> None:
+    """1/2 log(1 + d/eps2 |z|^2); a class per sample gives that of every row."""
+    Z = normal(19, 5, 7, dtype=dtype)
+    expected = torch.log1p(7 / 0.3 * Z.double().square().sum(-1)) / 2
+    bounds = [value_bound(coding_rate_growth(z[None].double().numpy(), 0.3), dtype) for z in Z]
+    for i in range(5):
+        within(subspan.coding_rate(Z[i : i + 1], 0.3), expected[i], bounds[i], "one sample")
+    within(subspan.class_coding_rates(Z, torch.arange(5), 0.3)[0], expected, max(bounds), "a class per sample")
+    reduction = subspan.rate_reduction(Z[:1], torch.zeros(1, dtype=torch.int64), 0.3)
+    assert abs(reduction.item()) <= 2 * bounds[0]
+
+
+@REAL
+def test_nothing_has_rate_zero(dtype: torch.dtype) -> None:
+    """No samples, no features, no weight, only zeros: the rate is 0 and so is its gradient."""
+    nothing = {"no samples": (0, 4), "no features": (4, 0), "neither": (0, 0)}
+    for name, shape in nothing.items():
+        for side in ("auto", "samples", "features"):
+            rate, info = subspan.coding_rate(torch.zeros(2, *shape, dtype=dtype), 0.3, side=side, return_info=True)
+            assert not rate.any() and not info.any(), name
+        labels = torch.zeros(shape[0], dtype=torch.int64)
+        rates, _ = subspan.class_coding_rates(torch.zeros(shape, dtype=dtype), labels, 0.3, num_classes=3)
+        assert not rates.any(), name
+        assert subspan.rate_reduction(torch.zeros(shape, dtype=dtype), labels, 0.3, num_classes=3) == 0, name
+    rate, gradient = rate_and_gradient(torch.zeros(5, 4, dtype=dtype), 0.3)
+    assert rate == 0 and not gradient.any()
+    Z = normal(20, 5, 4, dtype=dtype).requires_grad_()
+    weights = torch.zeros(5, dtype=dtype, requires_grad=True)
+    rate = subspan.coding_rate(Z, 0.3, weights=weights)
+    assert rate == 0
+    for gradient in torch.autograd.grad(rate, (Z, weights)):
+        assert not gradient.any()
+
+
+@REAL
+@pytest.mark.parametrize("shape", [(9, 4), (4, 9), (40, 35), (35, 40)], ids=str)
+@pytest.mark.parametrize("alpha", [None, 0.6])
+def test_sample_without_weight(shape: tuple[int, int], alpha: float | None, dtype: torch.dtype) -> None:
+    """Weight 0 is absence from the value, yet the weight's gradient is alpha/2 z M z^T as for any other sample."""
+    Z = normal(21, *shape, dtype=dtype)
+    weights = uniform(22, shape[0], dtype=dtype)
+    weights[::3] = 0
+    present = weights > 0
+    within(
+        subspan.coding_rate(Z, 0.3, weights=weights, alpha=alpha),
+        subspan.coding_rate(Z[present], 0.3, weights=weights[present], alpha=alpha),
+        2 * value_bound(coding_rate_growth(Z.double().numpy(), 0.3, weights=weights.double().numpy()), dtype),
+        "value",
+    )
+    used = shape[1] / (weights.double().sum().item() * 0.3) if alpha is None else alpha
+    rows, w = Z.double(), weights.double()
+    inverse = torch.linalg.inv(torch.eye(shape[1], dtype=torch.float64) + used * rows.mT @ (w[:, None] * rows))
+    share = used / 2 * ((rows @ inverse) * rows).sum(-1)
+    expected = share - (w @ share / w.sum() if alpha is None else 0)
+    for side in ("samples", "features"):
+        leaf = weights.clone().requires_grad_()
+        rate = subspan.coding_rate(Z, 0.3, weights=leaf, alpha=alpha, side=side)
+        (gradient,) = torch.autograd.grad(rate, leaf)
+        # z M z^T is at most |z|^2, and M has an error of at most cond(I + alpha Z^T W Z) roundings
+        condition = 1 + used * torch.linalg.matrix_norm(w.sqrt()[:, None] * rows, 2).square().item()
+        bound = 10 * sum(shape) * torch.finfo(dtype).eps * condition * share.abs().max().item()
+        within(gradient, expected, bound, f"{side} side")
+
+
+@REAL
+def test_info(dtype: torch.dtype) -> None:
+    """Nothing is clamped for well-conditioned features; an item that is not finite is -1."""
+    Z = normal(23, 3, 8, 5, dtype=dtype)
+    Z[1, 2, 3] = float("inf")
+    for rate, info in (
+        subspan.coding_rate(Z, 0.3, return_info=True),
+        subspan.logdet_gram(Z, 0.3, return_info=True),
+    ):
+        assert info.dtype == torch.int32 and info.tolist() == [0, -1, 0]
+        assert rate.isnan().tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: subspan.spd_logdet(torch.ones(2, 3)), ValueError, "spd_logdet: A: .*(2, 3)"),
+        (lambda: subspan.logdet_gram(torch.ones(3), 1.0), ValueError, "logdet_gram: Z: "),
+        (lambda: subspan.logdet_gram(torch.ones(3, 2), 0.0), ValueError, "logdet_gram: alpha: .*> 0.*0.0"),
+        (lambda: subspan.coding_rate(torch.ones(3, 2).long(), 0.5), TypeError, "coding_rate: Z: .*int64"),
+        (lambda: subspan.coding_rate(torch.ones(3, 2), -0.5), ValueError, "coding_rate: eps2: .*-0.5"),
+        (lambda: subspan.coding_rate(torch.ones(3, 2), 0.5, side="both"), ValueError, "coding_rate: side: .*'both'"),
+        (lambda: subspan.rate_reduction(torch.ones(3, 2), torch.ones(3), 1.0), TypeError, "rate_reduction: labels: "),
+        (
+            lambda: subspan.class_coding_rates(torch.ones(3, 2), torch.tensor([0, 1, 5]), 1.0, num_classes=3),
+            ValueError,
+            "class_coding_rates: labels: .*5",
+        ),
+        (lambda: subspan.rate_operator(torch.ones(3, 2), float("inf")), ValueError, "rate_operator: alpha: .*inf"),
+    ],
+)
+def test_messages_name_op_and_argument(call, error, message) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(error, match=message):
+        call()

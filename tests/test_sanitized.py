@@ -68,7 +68,7 @@ def run(target: Path, code: str, *arguments: str) -> subprocess.CompletedProcess
     environment = os.environ | {
         "PYTHONPATH": str(target),
         "LD_PRELOAD": f"{library('libasan.so')} {library('libstdc++.so')}",
-        "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=0:exitcode=99",
+        "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1:exitcode=99",
         "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
         "HYPOTHESIS_PROFILE": "short",
         "OMP_NUM_THREADS": "2",
@@ -101,7 +101,7 @@ def test_package_under_test_is_the_sanitized_one(sanitized: Path) -> None:
 
 def test_suite_is_clean_under_sanitizers(sanitized: Path) -> None:
     code = "import pytest; sys.exit(pytest.main(sys.argv[1:]))"
-    options = ["-q", "-p", "no:cacheprovider", "-m", "not no_sanitizer and not gpu", "--tb=short", "-x"]
+    options = ["-q", "-p", "no:cacheprovider", "-m", "not no_sanitizer and not gpu", "--tb=short", "--capture=sys"]
     answer = run(sanitized, code, *options, *TESTS)
     output = answer.stdout + answer.stderr
     assert not REPORT.search(output), output[REPORT.search(output).start() - 200 :][:6000]  # type: ignore[union-attr]

@@ -227,3 +227,19 @@ def crate_rate(features: Tensor, eps2: float) -> Tensor:
     identity = torch.eye(tokens, device=features.device)
     gram = features @ features.transpose(-1, -2)
     return logdet_by_lu(identity + dim / (tokens * eps2) * gram) / 2
+
+
+def redunet_operator(features: Tensor, alpha: float) -> Tensor:
+    """ReduNet's `compute_E`: one line with torch.inverse, on features as columns."""
+    Z = features.T
+    return alpha * torch.inverse(torch.eye(Z.shape[0], dtype=Z.dtype, device=Z.device) + alpha * Z @ Z.T)
+
+
+def operator_by_cholesky(features: Tensor, alpha: float) -> Tensor:
+    factor = torch.linalg.cholesky_ex(identity_plus_gram(features.mT, alpha))[0]
+    return alpha * torch.cholesky_inverse(factor)
+
+
+def reference_operator(features: Tensor, alpha: float) -> Tensor:
+    gram = features.mT @ features
+    return alpha * torch.linalg.inv(torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device) + alpha * gram)

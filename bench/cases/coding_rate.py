@@ -154,6 +154,25 @@ def sliced_peers(n: int, d: int, k: int, eps2: float, timed: int) -> tuple[Varia
     )
 
 
+def rate_operator(n: int, d: int, eps2: float) -> Case:
+    alpha = d / (n * eps2)
+    return Case(
+        name=f"rate_operator n={n} d={d}",
+        op="rate_operator",
+        make_inputs=lambda seed, device: (unit_rows(seed, device, n, d),),
+        variants=(
+            Variant(PEER, "ReduNet", partial(baseline.redunet_operator, alpha=alpha)),
+            Variant(PLAIN, "Cholesky", partial(baseline.operator_by_cholesky, alpha=alpha)),
+            Variant(SUBSPAN, "subspan", partial(subspan.rate_operator, alpha=alpha)),
+        ),
+        reference=partial(baseline.reference_operator, alpha=alpha),
+        flops=n * d**2 + d**3,  # half the Gram matrix, factor and half the inverse
+        bytes=FLOAT * (n * d + d**2),
+        backward=False,
+        source=f"ReduNet's E on MNIST's size, ε² = {eps2}",
+    )
+
+
 CASES = (
     spd_logdet(1000, 16, bar=12),
     spd_logdet(256, 32, bar=12),
@@ -170,5 +189,6 @@ CASES = (
         2, 64, 256, 0.05, Variant(PEER, "SimDINO", partial(baseline.simdino_expansion, eps2=0.05)), 5, "SimDINO"
     ),
     coding_rate(96, 197, 64, 0.01, Variant(PEER, "CRATE", partial(baseline.crate_rate, eps2=0.01)), 5, "CRATE-B, b=8"),
+    rate_operator(10000, 784, 0.1),
     single_small_rate(16, 8, 0.5),
 )  # fmt: skip

@@ -121,7 +121,8 @@ class ArrayArg {
 // An argument that may be None.
 class OptionalArrayArg {
  public:
-  OptionalArrayArg(py::handle object, const char* name) : present_(!object.is_none()), arg_(present_ ? ArrayArg(object, name) : ArrayArg()) {}
+  OptionalArrayArg(py::handle object, const char* name)
+      : present_(!object.is_none()), arg_(present_ ? ArrayArg(object, name) : ArrayArg()) {}
   const TensorView* view() const { return present_ ? &arg_.view() : nullptr; }
 
  private:

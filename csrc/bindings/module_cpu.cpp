@@ -15,16 +15,16 @@ namespace {
 constexpr Device kDevice = Device::cpu;
 
 void bind_coding_rate(py::module_& m) {
-  m.def("spd_logdet", [](py::handle A, py::handle logdet, py::handle info, py::handle inverse, bool implicit_identity,
-                         int threads) {
-    const ArrayArg a(A, "A"), out(logdet, "logdet");
-    const OptionalArrayArg inv(inverse, "inverse"), status(info, "info");
-    check_spd_logdet(a.view(), out.view(), inv.view(), status.view(), kDevice);
-    py::gil_scoped_release unlocked;
-    spd_logdet_cpu(a.view(), out.view(), inv.view(), status.view(), implicit_identity, threads);
-  });
-  m.def("coding_rate", [](py::handle Z, py::handle weights, py::handle rate, py::handle info, py::handle d_Z, py::handle d_weights,
-                          double alpha, double eps2, double scale, int side, int threads) {
+  m.def("spd_logdet",
+        [](py::handle A, py::handle logdet, py::handle info, py::handle inverse, bool implicit_identity, int threads) {
+          const ArrayArg a(A, "A"), out(logdet, "logdet");
+          const OptionalArrayArg inv(inverse, "inverse"), status(info, "info");
+          check_spd_logdet(a.view(), out.view(), inv.view(), status.view(), kDevice);
+          py::gil_scoped_release unlocked;
+          spd_logdet_cpu(a.view(), out.view(), inv.view(), status.view(), implicit_identity, threads);
+        });
+  m.def("coding_rate", [](py::handle Z, py::handle weights, py::handle rate, py::handle info, py::handle d_Z,
+                          py::handle d_weights, double alpha, double eps2, double scale, int side, int threads) {
     const ArrayArg z(Z, "Z"), out(rate, "rate");
     const OptionalArrayArg w(weights, "weights"), status(info, "info"), dz(d_Z, "d_Z"), dw(d_weights, "d_weights");
     check_coding_rate(z.view(), w.view(), out.view(), status.view(), dz.view(), dw.view(), kDevice);
@@ -32,17 +32,16 @@ void bind_coding_rate(py::module_& m) {
     py::gil_scoped_release unlocked;
     coding_rate_cpu(z.view(), w.view(), out.view(), status.view(), dz.view(), dw.view(), parameters, threads);
   });
-  m.def("class_coding_rates",
-        [](py::handle Z, py::handle labels, py::handle rates, py::handle mass, py::handle d_Z, double eps2,
-           index_t classes, int threads) {
-          const ArrayArg z(Z, "Z"), y(labels, "labels"), out(rates, "rates"), count(mass, "mass");
-          const OptionalArrayArg dz(d_Z, "d_Z");
-          check_class_coding_rates(z.view(), y.view(), out.view(), count.view(), dz.view(), classes, kDevice);
-          py::gil_scoped_release unlocked;
-          class_coding_rates_cpu(z.view(), y.view(), out.view(), count.view(), dz.view(), eps2, classes, threads);
-        });
-  m.def("rate_reduction", [](py::handle Z, py::handle labels, py::handle delta, py::handle d_Z, double eps2, index_t classes,
-                             double gamma, int threads) {
+  m.def("class_coding_rates", [](py::handle Z, py::handle labels, py::handle rates, py::handle mass, py::handle d_Z,
+                                 double eps2, index_t classes, int threads) {
+    const ArrayArg z(Z, "Z"), y(labels, "labels"), out(rates, "rates"), count(mass, "mass");
+    const OptionalArrayArg dz(d_Z, "d_Z");
+    check_class_coding_rates(z.view(), y.view(), out.view(), count.view(), dz.view(), classes, kDevice);
+    py::gil_scoped_release unlocked;
+    class_coding_rates_cpu(z.view(), y.view(), out.view(), count.view(), dz.view(), eps2, classes, threads);
+  });
+  m.def("rate_reduction", [](py::handle Z, py::handle labels, py::handle delta, py::handle d_Z, double eps2,
+                             index_t classes, double gamma, int threads) {
     const ArrayArg z(Z, "Z"), y(labels, "labels"), out(delta, "delta");
     const OptionalArrayArg dz(d_Z, "d_Z");
     check_rate_reduction(z.view(), y.view(), out.view(), dz.view(), kDevice);

@@ -23,7 +23,8 @@ inline bool is_packed(const TensorView& view) {
 }
 
 // An output: allocated by the caller, packed, of the given type and number of elements.
-inline void check_output(const TensorView& view, DType dtype, std::int64_t elements, Device device, const char* op, const char* name) {
+inline void check_output(const TensorView& view, DType dtype, std::int64_t elements, Device device, const char* op,
+                         const char* name) {
   CHECK(view.device == device, op, ": ", name, ": wrong device");
   CHECK(view.dtype == dtype, op, ": ", name, ": wrong dtype");
   CHECK(view.numel() == elements, op, ": ", name, ": expected ", elements, " elements, got ", view.numel());

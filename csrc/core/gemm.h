@@ -25,7 +25,7 @@ constexpr int kTileVectors = kLanes<T> < kTileRows ? 2 : 3;  // panels must hold
 #endif
 
 template <class T>
-constexpr int kPanelWidth = kTileVectors<T>* kLanes<T>;
+constexpr int kPanelWidth = kTileVectors<T> * kLanes<T>;
 static_assert(kPanelWidth<float> % kTileRows == 0 && kPanelWidth<double> % kTileRows == 0, "panels of whole tiles");
 
 constexpr index_t round_up(index_t value, index_t multiple) { return (value + multiple - 1) / multiple * multiple; }

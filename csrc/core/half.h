@@ -21,8 +21,9 @@ struct BFloat16 {
 
 struct Float16 {
   std::uint16_t bits;
-  // Branch-free, so that loops over it vectorise: shift the fields into place and multiply by 2^112 to move the exponent
-  // bias from 15 to 127, which also normalises subnormal numbers; then infinities and NaNs get their exponent back.
+  // Branch-free, so that loops over it vectorise: shift the fields into place and multiply by 2^112 to move the
+  // exponent bias from 15 to 127, which also normalises subnormal numbers; then infinities and NaNs get their exponent
+  // back.
   explicit operator float() const {
     const std::uint32_t sign = (std::uint32_t{bits} & 0x8000u) << 16;
     const std::uint32_t magnitude = (std::uint32_t{bits} & 0x7fffu) << 13;

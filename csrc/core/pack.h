@@ -9,7 +9,8 @@
 namespace subspan {
 
 // The rows of an (n, d) array as the micro-kernel wants them: of type T, optionally gathered through `order` and scaled
-// row by row. Entries of another type, with a column stride, or scaled are converted on the way; others are read in place.
+// row by row. Entries of another type, with a column stride, or scaled are converted on the way; others are read in
+// place.
 template <class T>
 class Rows {
  public:
@@ -64,7 +65,8 @@ class Rows {
   const T* scale_ = nullptr;
 };
 
-// to[k][c] = rows[first_row + k][first_column + c]: columns of the array are columns of the panels. Columns beyond `columns` up to a whole vector become zero.
+// to[k][c] = rows[first_row + k][first_column + c]: columns of the array are columns of the panels. Columns beyond
+// `columns` up to a whole vector become zero.
 template <class T>
 void pack_columns(const Rows<T>& rows, index_t first_row, index_t row_count, index_t first_column, index_t columns,
                   const Panels<T>& to) {
@@ -90,7 +92,8 @@ void pack_rows(const Rows<T>& rows, index_t first_row, index_t row_count, index_
   constexpr index_t chunk = 256;
   T scratch[lanes][chunk];
   for (index_t p = 0; p * to.width < row_count; ++p) {
-    for (index_t r = p * to.width; r < std::min((p + 1) * to.width, round_up(row_count, std::max<index_t>(lanes, kTileRows))); r += lanes) {
+    for (index_t r = p * to.width;
+         r < std::min((p + 1) * to.width, round_up(row_count, std::max<index_t>(lanes, kTileRows))); r += lanes) {
       const index_t present = std::clamp<index_t>(row_count - r, 0, lanes);
       for (index_t k0 = 0; k0 < column_count; k0 += chunk) {
         const index_t depth = std::min(chunk, column_count - k0);

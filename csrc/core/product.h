@@ -35,7 +35,8 @@ struct StoreRows {
 // C (rows x columns, packed) = A (rows x depth) B (depth x columns), one thread. Blocks of B stay in the second-level
 // cache while strips of A pass by.
 template <class T>
-void multiply_rows(const Rows<T>& a, index_t rows, const Rows<T>& b, index_t columns, index_t depth, T* c, Workspace& workspace) {
+void multiply_rows(const Rows<T>& a, index_t rows, const Rows<T>& b, index_t columns, index_t depth, T* c,
+                   Workspace& workspace) {
   constexpr index_t depth_block = 256;
   constexpr index_t column_block = kPanelWidth<T> * 16;
   constexpr index_t width = kPanelWidth<T>;

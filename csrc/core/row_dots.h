@@ -54,7 +54,8 @@ inline void dot_tile(const T* const (&left)[kDotRows], const T* const (&right)[k
 // zero. Tiles are dealt to the team, which must wait afterwards. `converted`: count * length entries, used where rows
 // cannot be read in place, one copy per member.
 template <class T>
-void row_dots(const Rows<T>& rows, index_t count, index_t length, T scale, const Panels<T>& gram, T* converted, Team team) {
+void row_dots(const Rows<T>& rows, index_t count, index_t length, T scale, const Panels<T>& gram, T* converted,
+              Team team) {
   constexpr index_t tile = detail::kDotRows;
   const auto row = [&](index_t i) { return rows.read(i, 0, length, converted + i * length); };
   Workspace workspace;

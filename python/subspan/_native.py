@@ -52,7 +52,7 @@ def _load_cpu() -> tuple[str, ModuleType]:
 
 
 class _Missing:
-    """Stands for the CPU module where none loads: importing subspan still works, so that `subspan.info` can tell why."""
+    """Stands for the CPU module where none loads: subspan still imports, so that `subspan.info` can tell why."""
 
     def __init__(self, problem: str) -> None:
         self._problem = problem

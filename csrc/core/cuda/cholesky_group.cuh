@@ -23,6 +23,7 @@ __device__ void load_group(T (&a)[R][N], const T* matrix, std::int64_t row_strid
   }
 #pragma unroll
   for (int k = 0; k < N; ++k) {
+    // This test of the run-time n keeps the addresses of all columns from being alive at once, which would spill.
     if (k >= n) continue;
 #pragma unroll
     for (int r = 0; r < R; ++r) {
@@ -43,10 +44,10 @@ __device__ void load_group(T (&a)[R][N], const T* matrix, std::int64_t row_strid
 
 // Eliminates the first n pivots and records them (see PivotSummary for what a recorded pivot is).
 //   Inverse = false: a Cholesky factorisation; a is left without use.
-//   Inverse = true:  a becomes minus the inverse, by the sweep operator (Goodnight 1979). Sweeping pivot j is the
-//   Cholesky
-//     update of the trailing rows, done to *all* rows and columns: with l = a[:, j] / sqrt(p) and l[j] = -1 / sqrt(p),
-//     clear row and column j and subtract l l^T. Products commute, so a stays symmetric to the last bit.
+//   Inverse = true: a becomes minus the inverse, by the sweep operator (Goodnight 1979). Sweeping pivot j is the update
+//     of the trailing rows in a Cholesky step, done to *all* rows and columns: with l = a[:, j] / sqrt(p) and
+//     l[j] = -1 / sqrt(p), clear row and column j and subtract l l^T. Products commute, so a stays symmetric to the
+//     last bit.
 // The pivot's column is always a[.][0]: each step moves the columns one place to the left as it updates them, which
 // costs nothing and makes the steps one small loop, where indexing registers by j would unroll to tens of thousands of
 // instructions. A swept column re-enters on the right.

@@ -47,7 +47,7 @@ struct Index {
 }  // namespace subspan::emulator
 
 // Set before a fiber is resumed; per OS thread, because two Python threads may launch at once.
-inline thread_local subspan::emulator::Index threadIdx, blockIdx, blockDim, gridDim;
+inline thread_local subspan::emulator::Index threadIdx, blockIdx;
 
 namespace subspan::emulator {
 
@@ -270,8 +270,6 @@ inline void* shared_memory() { return running->shared(); }
 inline void run_grid(const std::function<void()>& body, unsigned blocks, int threads, std::size_t shared_bytes) {
   if (threads <= 0 || threads % 32 != 0) throw std::logic_error("emulator: a block must be a whole number of warps");
   std::mt19937 random(seed.load());
-  blockDim.x = static_cast<unsigned>(threads);
-  gridDim.x = blocks;
   std::vector<unsigned> order(blocks);
   std::iota(order.begin(), order.end(), 0u);
   std::shuffle(order.begin(), order.end(), random);
@@ -302,7 +300,6 @@ T __shfl_sync(unsigned mask, T value, int source, int width = 32) {
 }
 
 template <class T>
-T __shfl_xor_sync(unsigned mask, T value, int lane_mask, int width = 32) {
-  const unsigned lane = threadIdx.x % 32, source = lane ^ lane_mask;
-  return subspan::emulator::exchange(mask, value, source / width == lane / width ? source : lane);
+T __shfl_xor_sync(unsigned mask, T value, int lane_mask) {
+  return subspan::emulator::exchange(mask, value, threadIdx.x % 32 ^ lane_mask);
 }

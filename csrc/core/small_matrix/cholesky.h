@@ -7,8 +7,8 @@
 
 namespace subspan {
 
-// A lower triangular factor in panels: at(k, i) holds L[i][k] for i > k, beside the diagonal blocks of kTileRows columns
-// as small row-major triangles and the reciprocals of the diagonal.
+// A lower triangular factor in panels: at(k, i) holds L[i][k] for i > k, beside the diagonal blocks of kTileRows
+// columns as small row-major triangles and the reciprocals of the diagonal.
 template <class T>
 struct Factor {
   Panels<T> lower;
@@ -34,7 +34,8 @@ struct Factor {
 
 // Forward substitution on one tile: rows of `sums` are right-hand sides of the group's triangle.
 template <class T, int Vectors>
-[[gnu::always_inline]] inline void solve_tile(const T* triangle, const T* reciprocal, Vec<T> (&sums)[kTileRows][Vectors]) {
+[[gnu::always_inline]] inline void solve_tile(const T* triangle, const T* reciprocal,
+                                              Vec<T> (&sums)[kTileRows][Vectors]) {
 #pragma GCC unroll 8
   for (int r = 0; r < kTileRows; ++r) {
 #pragma GCC unroll 3
@@ -127,10 +128,10 @@ void factor_diagonal_tile(const Factor<T>& factor, index_t group, PivotLog<doubl
   });
 }
 
-// Factors in place: on entry factor.lower.at(k, i) = A[i][k] for i >= k (other entries are ignored), its depth a multiple
-// of kTileRows. Left-looking: each tile of L is one product with the finished columns, then a triangular solve while it is
-// still in registers. The team's first member owns the panel on the diagonal and the log, all share the panels below it:
-// two barriers for every panel.
+// Factors in place: on entry factor.lower.at(k, i) = A[i][k] for i >= k (other entries are ignored), its depth a
+// multiple of kTileRows. Left-looking: each tile of L is one product with the finished columns, then a triangular solve
+// while it is still in registers. The team's first member owns the panel on the diagonal and the log, all share the
+// panels below it: two barriers for every panel.
 template <Pivot kind, class T>
 void cholesky(const Factor<T>& factor, PivotLog<double, double, kind>& log, Team team = Team()) {
   const index_t width = factor.lower.width;

@@ -7,7 +7,8 @@ namespace subspan {
 // Solves L Y = X in place for the panels of X (rows are equations). `first_row(column)` is a row below which panel
 // starting at `column` is known to be zero; it must be a multiple of kTileRows. Panels are dealt to the team.
 template <class T, class FirstRow>
-void solve_lower(const Factor<T>& factor, const Panels<T>& x, index_t columns, FirstRow&& first_row, Team team = Team()) {
+void solve_lower(const Factor<T>& factor, const Panels<T>& x, index_t columns, FirstRow&& first_row,
+                 Team team = Team()) {
   const Panels<T>& lower = factor.lower;
   index_t turn = 0;
   for (index_t column = 0; column < columns; column += x.width, ++turn) {
@@ -43,7 +44,8 @@ void mirror(const Panels<T>& matrix, index_t size, Team team) {
     if (turn % team.size() != team.rank()) continue;
     for (index_t row = column + lanes; row < size; row += lanes) {
       Vec<T> square[lanes];
-      for (index_t i = 0; i < lanes; ++i) square[i] = column + i < matrix.depth ? load(matrix.at(column + i, row)) : Vec<T>{};
+      for (index_t i = 0; i < lanes; ++i)
+        square[i] = column + i < matrix.depth ? load(matrix.at(column + i, row)) : Vec<T>{};
       transpose_square<T>(square);
       for (index_t i = 0; i < std::min(lanes, matrix.depth - row); ++i) store(matrix.at(row + i, column), square[i]);
     }
@@ -78,7 +80,8 @@ void inverse(const Factor<T>& factor, const Panels<T>& work, const Panels<T>& re
       const index_t start = std::max(row / work.width * work.width, column);
       with_vectors<T>((end - first + kLanes<T> - 1) / kLanes<T>, [&](auto count) {
         Vec<T> sums[kTileRows][count.value];
-        multiply_tile<count.value>(work.at(start, row), work.width, work.at(start, first), work.width, size - start, sums);
+        multiply_tile<count.value>(work.at(start, row), work.width, work.at(start, first), work.width, size - start,
+                                   sums);
         detail::store_tile(result, row, first, sums);
       });
     }
@@ -91,8 +94,8 @@ void inverse(const Factor<T>& factor, const Panels<T>& work, const Panels<T>& re
 // The interleaved form: a holds L as cholesky_interleaved leaves it, and the full symmetric inverse afterwards.
 template <class T>
 void inverse_interleaved(Vec<T>* a, const Vec<T>* reciprocals, index_t size) {
-  // Y = L^{-1}, in place, row by row: Y[i][j] = -(sum_{j <= k < i} L[i][k] Y[k][j]) / L[i][i]. Row i of L is consumed from
-  // the left, so it is copied to the upper triangle first: column i above the diagonal is free.
+  // Y = L^{-1}, in place, row by row: Y[i][j] = -(sum_{j <= k < i} L[i][k] Y[k][j]) / L[i][i]. Row i of L is consumed
+  // from the left, so it is copied to the upper triangle first: column i above the diagonal is free.
   for (index_t i = 0; i < size; ++i) {
     for (index_t k = 0; k < i; ++k) a[k * size + i] = a[i * size + k];
     for (index_t j = 0; j < i; ++j) {

@@ -19,7 +19,8 @@ class LogProduct {
   void multiply(E pivot) { multiply_normalised(pivot, pivot - T(1)); }
 
   double log(int lane = 0) const {
-    return std::log1p(static_cast<double>(lane_of(rest_, lane))) + static_cast<double>(lane_of(exponent_, lane)) * 0.69314718055994530942;
+    return std::log1p(static_cast<double>(lane_of(rest_, lane))) +
+           static_cast<double>(lane_of(exponent_, lane)) * 0.69314718055994530942;
   }
 
  private:
@@ -37,7 +38,9 @@ class LogProduct {
   }
   static BitsE exponent_of(E value) { return (reinterpret<BitsE>(value) >> kMantissa) - kBias; }
   // value / 2^power
-  static E divide_by_power(E value, BitsE power) { return value * reinterpret<E>((kBias - power) * (Bits{1} << kMantissa)); }
+  static E divide_by_power(E value, BitsE power) {
+    return value * reinterpret<E>((kBias - power) * (Bits{1} << kMantissa));
+  }
   static T lane_of(T value, int) { return value; }
   static Bits lane_of(Bits value, int) { return value; }
   template <class V>

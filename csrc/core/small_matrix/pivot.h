@@ -15,7 +15,8 @@ enum class Pivot { kPlain, kIdentity };
 template <class T, class E, Pivot kind>
 class PivotLog {
  public:
-  using Count = std::conditional_t<std::is_same_v<T, E>, index_t, Vec<std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>>>;
+  using Count = std::conditional_t<std::is_same_v<T, E>, index_t,
+                                   Vec<std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>>>;
 
   // The entry of the Schur complement on the diagonal gives the diagonal entry of the factor.
   E factor_entry(E schur, index_t index) {

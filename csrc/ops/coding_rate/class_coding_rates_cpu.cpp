@@ -4,8 +4,8 @@ namespace subspan {
 namespace {
 
 template <class T>
-void run(const TensorView& Z, const TensorView& labels, const TensorView& rates, const TensorView& mass, const TensorView* d_Z,
-         double eps2, index_t classes, int threads) {
+void run(const TensorView& Z, const TensorView& labels, const TensorView& rates, const TensorView& mass,
+         const TensorView* d_Z, double eps2, index_t classes, int threads) {
   const index_t elements = Z.size(-1) * Z.size(-2);
   for_each_item(Z, d_Z != nullptr, threads, [&](index_t item, int team) {
     Workspace workspace;
@@ -14,8 +14,9 @@ void run(const TensorView& Z, const TensorView& labels, const TensorView& rates,
     GradientTarget gradient;
     gradient.data = d_Z ? d_Z->ptr<T>() + item * elements : nullptr;
     gradient.is_double = sizeof(T) == 8;
-    class_log_dets(gram_problem(Z, item), order, classes, eps2, log_det, d_Z ? &gradient : nullptr,
-                   [](double, double alpha) { return alpha; }, team);
+    class_log_dets(
+        gram_problem(Z, item), order, classes, eps2, log_det, d_Z ? &gradient : nullptr,
+        [](double, double alpha) { return alpha; }, team);
     for (index_t j = 0; j < classes; ++j) {
       rates.ptr<T>()[item * classes + j] = static_cast<T>(0.5 * log_det[j]);
       mass.ptr<T>()[item * classes + j] = static_cast<T>(order.count(j));
@@ -25,10 +26,11 @@ void run(const TensorView& Z, const TensorView& labels, const TensorView& rates,
 
 }  // namespace
 
-void class_coding_rates_cpu(const TensorView& Z, const TensorView& labels, const TensorView& rates, const TensorView& mass,
-                            const TensorView* d_Z, double eps2, index_t classes, int threads) {
-  dispatch_float(compute_dtype(Z.dtype), "class_coding_rates",
-                 [&](auto tag) { run<typename decltype(tag)::type>(Z, labels, rates, mass, d_Z, eps2, classes, threads); });
+void class_coding_rates_cpu(const TensorView& Z, const TensorView& labels, const TensorView& rates,
+                            const TensorView& mass, const TensorView* d_Z, double eps2, index_t classes, int threads) {
+  dispatch_float(compute_dtype(Z.dtype), "class_coding_rates", [&](auto tag) {
+    run<typename decltype(tag)::type>(Z, labels, rates, mass, d_Z, eps2, classes, threads);
+  });
 }
 
 }  // namespace subspan

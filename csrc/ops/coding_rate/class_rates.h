@@ -39,8 +39,8 @@ class ClassOrder {
   index_t* begin_;
 };
 
-// log det (I + d / (t_j eps2) Z_j^T Z_j) of every class into log_det[j]; empty classes give 0. Where a gradient is wanted,
-// row i receives coefficient(t_j) * z_i M_j.
+// log det (I + d / (t_j eps2) Z_j^T Z_j) of every class into log_det[j]; empty classes give 0. Where a gradient is
+// wanted, row i receives coefficient(t_j) * z_i M_j.
 template <class Coefficient>
 void class_log_dets(const GramProblem& all, const ClassOrder& order, index_t classes, double eps2, double* log_det,
                     const GradientTarget* gradient, Coefficient&& coefficient, int threads) {
@@ -71,7 +71,8 @@ inline void check_labels(const TensorView& Z, const TensorView& labels, Device d
   CHECK(is_float(Z.dtype), op, ": Z: expected a floating point array");
   check_input(labels, 1, device, op, "labels");
   CHECK(labels.dtype == DType::i64 || labels.dtype == DType::i32, op, ": labels: expected int32 or int64");
-  CHECK(labels.size(-1) == Z.size(-2) && batch_count(labels, 1) == batch_count(Z, 2), op, ": labels: expected one label per row of Z");
+  CHECK(labels.size(-1) == Z.size(-2) && batch_count(labels, 1) == batch_count(Z, 2), op,
+        ": labels: expected one label per row of Z");
 }
 
 }  // namespace subspan

@@ -8,7 +8,9 @@ template <class T>
 class Weights {
  public:
   Weights(const TensorView& weights, index_t item, bool gradient, Workspace& workspace)
-      : values_(static_cast<const T*>(batch_item(weights, 1, item))), step_(weights.step(-1)), count_(weights.size(-1)) {
+      : values_(static_cast<const T*>(batch_item(weights, 1, item))),
+        step_(weights.step(-1)),
+        count_(weights.size(-1)) {
     roots_ = workspace.take<double>(count_);
     double largest = 0;
     for (index_t i = 0; i < count_; ++i) {
@@ -16,8 +18,8 @@ class Weights {
       largest = std::max(largest, roots_[i]);
       sum_ += static_cast<double>(value(i));
     }
-    // The gradient divides by the weight. A weight of zero gets a stand-in far below rounding of the others, so that the
-    // row's share of the product keeps its relative accuracy.
+    // The gradient divides by the weight. A weight of zero gets a stand-in far below rounding of the others, so that
+    // the row's share of the product keeps its relative accuracy.
     const double least = gradient ? (largest > 0 ? 1e-8 * largest : 1e-15) : 0;
     for (index_t i = 0; i < count_; ++i) roots_[i] = std::max(roots_[i], least);
     // max() above drops a NaN on its left side only; an invalid weight must reach the result.
@@ -31,7 +33,8 @@ class Weights {
 
   // On entry d_Z row i is 2 scale alpha r_i^2 z_i M. With q_i = z_i M z_i the weight's gradient is
   // scale (alpha q_i - sum_l alpha w_l q_l / sum_l w_l), the last term only where alpha follows the weights.
-  void backward(const Rows<T>& rows, index_t features, bool alpha_follows, T* d_Z, T* d_weights, Workspace& workspace) const {
+  void backward(const Rows<T>& rows, index_t features, bool alpha_follows, T* d_Z, T* d_weights,
+                Workspace& workspace) const {
     T* scratch = workspace.take<T>(features);
     double total = 0;
     for (index_t i = 0; i < count_; ++i) {
@@ -80,7 +83,8 @@ struct Call {
     }
   }
 
-  void solve(GramProblem& problem, index_t item, double mass, int threads, const Weights<T>* used, Workspace& workspace) const {
+  void solve(GramProblem& problem, index_t item, double mass, int threads, const Weights<T>* used,
+             Workspace& workspace) const {
     const index_t elements = problem.samples * problem.features;
     T* gradient = d_Z ? d_Z + item * elements : nullptr;
     T* weight_gradient = d_weights ? d_weights + item * problem.samples : nullptr;
@@ -122,12 +126,18 @@ void check_weights(const TensorView& weights) {
 }  // namespace
 
 void coding_rate_cpu(const TensorView& Z, const TensorView* weights, const TensorView& rate, const TensorView* info,
-                     const TensorView* d_Z, const TensorView* d_weights, const CodingRateParameters& parameters, int threads) {
+                     const TensorView* d_Z, const TensorView* d_weights, const CodingRateParameters& parameters,
+                     int threads) {
   dispatch_float(compute_dtype(Z.dtype), "coding_rate", [&](auto tag) {
     using T = typename decltype(tag)::type;
     if (weights) check_weights<T>(*weights);
-    const Call<T> call{Z, weights, rate.ptr<T>(), info ? info->ptr<std::int32_t>() : nullptr, d_Z ? d_Z->ptr<T>() : nullptr,
-                       d_weights ? d_weights->ptr<T>() : nullptr, parameters};
+    const Call<T> call{Z,
+                       weights,
+                       rate.ptr<T>(),
+                       info ? info->ptr<std::int32_t>() : nullptr,
+                       d_Z ? d_Z->ptr<T>() : nullptr,
+                       d_weights ? d_weights->ptr<T>() : nullptr,
+                       parameters};
     for_each_item(Z, d_Z != nullptr, threads, [&](index_t item, int team) { call.item(item, team); });
   });
 }

@@ -23,7 +23,7 @@ struct GramProblem {
   const void* data = nullptr;
   DType dtype = DType::other;
   index_t row_step = 0, column_step = 0;
-  const index_t* order = nullptr;     // sample i is row order[i]; null: row i
+  const index_t* order = nullptr;        // sample i is row order[i]; null: row i
   const double* root_weights = nullptr;  // r_i; null: 1
   index_t samples = 0, features = 0;
   double alpha = 0;
@@ -86,7 +86,9 @@ class GramSolver {
     block_ = std::min(block_, round_up(problem.summed(), kLanes<T>));
     packed_ = {workspace.take<T>(panel_elements<T>(block_, size) * team_size), block_, panel_width<T>(size)};
     if (uses_dots() && !rows_.in_place()) converted_ = workspace.take<T>(size * problem.summed() * team_size);
-    if (gradient) work_ = {workspace.take<T>(panel_elements<T>(factor_.lower.depth, size)), factor_.lower.depth, factor_.lower.width};
+    if (gradient)
+      work_ = {workspace.take<T>(panel_elements<T>(factor_.lower.depth, size)), factor_.lower.depth,
+               factor_.lower.width};
   }
 
   // The steps below are run by every member of the team; `result` is complete when all have returned.
@@ -125,14 +127,15 @@ class GramSolver {
 
  private:
   static constexpr index_t kDotSamples = 112, kDotFeatures = 256;  // measured: packing pays beyond
-  static constexpr index_t kPackBytes = 24 << 10;  // of a packed panel: half of a first-level cache
+  static constexpr index_t kPackBytes = 24 << 10;                  // of a packed panel: half of a first-level cache
 
-  // Every member packs for itself and computes its share of the tiles: packing twice costs less than meeting at a barrier
-  // for every block and fetching half of it from another core's cache.
+  // Every member packs for itself and computes its share of the tiles: packing twice costs less than meeting at a
+  // barrier for every block and fetching half of it from another core's cache.
   void form_gram(Team team) const {
     const index_t size = problem_.factored();
     const index_t summed = problem_.summed();
-    if (summed == 0 && team.rank() == 0) std::fill_n(factor_.lower.data, panel_elements<T>(factor_.lower.depth, size), T(0));
+    if (summed == 0 && team.rank() == 0)
+      std::fill_n(factor_.lower.data, panel_elements<T>(factor_.lower.depth, size), T(0));
     if (uses_dots()) {
       T* converted = converted_ + team.rank() * size * summed;
       row_dots(rows_, size, summed, static_cast<T>(problem_.alpha), factor_.lower, converted, team);
@@ -153,7 +156,9 @@ class GramSolver {
     team.barrier();
   }
 
-  bool uses_dots() const { return problem_.on_samples() && problem_.samples <= kDotSamples && problem_.features >= kDotFeatures; }
+  bool uses_dots() const {
+    return problem_.on_samples() && problem_.samples <= kDotSamples && problem_.features >= kDotFeatures;
+  }
 
   double gram_trace() const {
     double trace = 0;
@@ -205,8 +210,11 @@ class GramSolver {
     Workspace workspace;
     const index_t size = problem_.factored();
     const Panels<T> strip{workspace.take<T>(size * width), size, width};
-    StoreGradient<Out> finish{problem_, static_cast<Out*>(gradient.data), root_, static_cast<T>(gradient.coefficient),
-                              gradient.add, 0, samples, 0, features};
+    StoreGradient<Out> finish{problem_,     static_cast<Out*>(gradient.data),
+                              root_,        static_cast<T>(gradient.coefficient),
+                              gradient.add, 0,
+                              samples,      0,
+                              features};
     const index_t strips = ((problem_.on_samples() ? features : samples) + width - 1) / width;
     for (index_t s = team.rank(); s < strips; s += team.size()) {
       const index_t first = s * width;
@@ -233,8 +241,8 @@ class GramSolver {
   index_t block_ = 0;
 };
 
-// Runs body(solver, result, team) with a team of `threads`, in float32 unless the input is float64 or the trace asks for
-// more. `inverse` says whether the body needs the inverse.
+// Runs body(solver, result, team) with a team of `threads`, in float32 unless the input is float64 or the trace asks
+// for more. `inverse` says whether the body needs the inverse.
 template <class Body>
 GramRate with_solver(const GramProblem& problem, bool inverse, int threads, Body&& body) {
   GramRate result;

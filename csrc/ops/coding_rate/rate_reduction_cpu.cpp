@@ -4,8 +4,8 @@ namespace subspan {
 namespace {
 
 template <class T>
-void run(const TensorView& Z, const TensorView& labels, const TensorView& delta, const TensorView* d_Z, double eps2, index_t classes,
-         double gamma, int threads) {
+void run(const TensorView& Z, const TensorView& labels, const TensorView& delta, const TensorView* d_Z, double eps2,
+         index_t classes, double gamma, int threads) {
   const index_t elements = Z.size(-1) * Z.size(-2);
   const double samples = static_cast<double>(Z.size(-2));
   const double features = static_cast<double>(Z.size(-1));
@@ -26,8 +26,9 @@ void run(const TensorView& Z, const TensorView& labels, const TensorView& delta,
     double result = 0.5 * solve_gram(all, wanted, team).log_det;
     // The gradient of t_j / (2n) logdet is t_j / n alpha_j z_i M_j; it is added to that of the whole.
     gradient.add = true;
-    class_log_dets(all, order, classes, eps2, log_det, wanted,
-                   [&](double mass, double alpha) { return -gamma * mass / samples * alpha; }, team);
+    class_log_dets(
+        all, order, classes, eps2, log_det, wanted,
+        [&](double mass, double alpha) { return -gamma * mass / samples * alpha; }, team);
     for (index_t j = 0; j < classes; ++j) {
       result -= gamma * 0.5 * static_cast<double>(order.count(j)) / samples * log_det[j];
     }
@@ -37,8 +38,8 @@ void run(const TensorView& Z, const TensorView& labels, const TensorView& delta,
 
 }  // namespace
 
-void rate_reduction_cpu(const TensorView& Z, const TensorView& labels, const TensorView& delta, const TensorView* d_Z, double eps2,
-                        index_t classes, double gamma, int threads) {
+void rate_reduction_cpu(const TensorView& Z, const TensorView& labels, const TensorView& delta, const TensorView* d_Z,
+                        double eps2, index_t classes, double gamma, int threads) {
   dispatch_float(compute_dtype(Z.dtype), "rate_reduction", [&](auto tag) {
     run<typename decltype(tag)::type>(Z, labels, delta, d_Z, eps2, classes, gamma, threads);
   });

@@ -1,15 +1,17 @@
 // spd_logdet: log det A = sum_j log p_j over the pivots p_j of the Cholesky factorisation of A, and A^{-1} on request.
-//   A (*batch, n, n) any strides, lower triangle read; logdet (*batch); inverse (*batch, n, n) packed; info (*batch) int32.
+//   A (*batch, n, n) any strides, lower triangle read; logdet (*batch); inverse (*batch, n, n) packed; info (*batch)
+//   int32.
 // Not positive definite: logdet and inverse of that item are NaN, info is the 1-based index of the first bad pivot.
-// With implicit_identity it is log det (I + A) and (I + A)^{-1} of a positive semidefinite A, the identity never added, see
-// Pivot::kIdentity in core/small_matrix/pivot.h.
+// With implicit_identity it is log det (I + A) and (I + A)^{-1} of a positive semidefinite A, the identity never added,
+// see Pivot::kIdentity in core/small_matrix/pivot.h.
 #pragma once
 #include "core/batch.h"
 #include "core/check_view.h"
 
 namespace subspan {
 
-inline void check_spd_logdet(const TensorView& A, const TensorView& logdet, const TensorView* inverse, const TensorView* info, Device device) {
+inline void check_spd_logdet(const TensorView& A, const TensorView& logdet, const TensorView* inverse,
+                             const TensorView* info, Device device) {
   constexpr const char* op = "spd_logdet";
   check_input(A, 2, device, op, "A");
   CHECK(is_float(A.dtype), op, ": A: expected a floating point array");

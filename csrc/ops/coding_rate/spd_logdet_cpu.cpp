@@ -1,7 +1,6 @@
-#include "ops/coding_rate/spd_logdet.h"
-
 #include "core/pack.h"
 #include "core/small_matrix/inverse.h"
+#include "ops/coding_rate/spd_logdet.h"
 
 namespace subspan {
 namespace {
@@ -31,7 +30,8 @@ void blocked(const Call<T>& call, index_t item, int threads) {
   const Factor<T> factor = Factor<T>::take(size, workspace);
   const Panels<T>& lower = factor.lower;
   const Rows<T> rows = call.rows(item);
-  const Panels<T> work{call.inverse ? workspace.take<T>(panel_elements<T>(lower.depth, size)) : nullptr, lower.depth, lower.width};
+  const Panels<T> work{call.inverse ? workspace.take<T>(panel_elements<T>(lower.depth, size)) : nullptr, lower.depth,
+                       lower.width};
   PivotLog<double, double, kind> log;
   parallel_team(threads, [&](Team team) {
     for (index_t p = team.rank(); p * lower.width < size; p += team.size()) {
@@ -66,18 +66,22 @@ void interleaved(const Call<T>& call, index_t group) {
   Vec<T>* reciprocals = workspace.take<Vec<T>>(size);
   T scratch[lanes][kInterleavedSize + lanes] = {};
   const void* matrices[lanes];
-  for (index_t lane = 0; lane < lanes; ++lane) matrices[lane] = batch_item(call.A, 2, first + std::min(lane, present - 1));
+  for (index_t lane = 0; lane < lanes; ++lane)
+    matrices[lane] = batch_item(call.A, 2, first + std::min(lane, present - 1));
+  const bool readable = call.rows(first).in_place();
   for (index_t i = 0; i < size; ++i) {
     // Whole vectors are loaded: read in place where they end within the row, else through scratch.
-    const bool in_place = round_up(i + 1, lanes) <= size;
+    const bool in_place = readable && round_up(i + 1, lanes) <= size;
     const T* in[lanes];
     for (index_t lane = 0; lane < lanes; ++lane) {
-      const Rows<T> rows(matrices[lane], call.A.dtype, call.A.step(-2), call.A.step(-1));
-      in[lane] = rows.read(i, 0, i + 1, scratch[lane]);
-      if (!in_place && in[lane] != scratch[lane]) {
-        for (index_t k = 0; k <= i; ++k) scratch[lane][k] = in[lane][k];
-        in[lane] = scratch[lane];
+      if (in_place) {
+        in[lane] = static_cast<const T*>(matrices[lane]) + i * call.A.step(-2);
+        continue;
       }
+      const Rows<T> rows(matrices[lane], call.A.dtype, call.A.step(-2), call.A.step(-1));
+      const T* row = rows.read(i, 0, i + 1, scratch[lane]);
+      for (index_t k = 0; row != scratch[lane] && k <= i; ++k) scratch[lane][k] = row[k];
+      in[lane] = scratch[lane];
     }
     for (index_t k = 0; k <= i; k += lanes) {
       Vec<T> square[lanes];
@@ -107,7 +111,8 @@ void run(const Call<T>& call, int threads) {
   const double flops = size * size * size * (call.inverse ? 1.0 : 1.0 / 3);
   const int useful = useful_threads(flops * static_cast<double>(call.items), threads);
   if (call.size <= kInterleavedSize && call.items >= kInterleavedItems) {
-    parallel_for((call.items + kLanes<T> - 1) / kLanes<T>, useful, [&](index_t group) { interleaved<kind>(call, group); });
+    parallel_for((call.items + kLanes<T> - 1) / kLanes<T>, useful,
+                 [&](index_t group) { interleaved<kind>(call, group); });
   } else if (call.items >= threads) {
     parallel_for(call.items, useful, [&](index_t item) { blocked<kind>(call, item, 1); });
   } else {
@@ -121,8 +126,9 @@ void spd_logdet_cpu(const TensorView& A, const TensorView& logdet, const TensorV
                     bool implicit_identity, int threads) {
   dispatch_float(compute_dtype(A.dtype), "spd_logdet", [&](auto tag) {
     using T = typename decltype(tag)::type;
-    const Call<T> call{A,           logdet.ptr<T>(), inverse ? inverse->ptr<T>() : nullptr, info ? info->ptr<std::int32_t>() : nullptr,
-                       A.size(-1), batch_count(A, 2)};
+    const Call<T> call{
+        A,          logdet.ptr<T>(),  inverse ? inverse->ptr<T>() : nullptr, info ? info->ptr<std::int32_t>() : nullptr,
+        A.size(-1), batch_count(A, 2)};
     implicit_identity ? run<Pivot::kIdentity>(call, threads) : run<Pivot::kPlain>(call, threads);
   });
 }

@@ -1,0 +1,34 @@
+# The functions of every compiled CPU module. Arrays are torch tensors, NumPy arrays or anything with __dlpack__; outputs
+# and saved arrays are filled in place, None where they are not wanted.
+from typing import Any
+
+version: str
+level: str
+
+def max_threads() -> int: ...
+def measure_fma_peak(seconds: float, threads: int) -> float: ...
+def gemm_benchmark(n: int, repeats: int) -> float: ...
+def spd_logdet(
+    A: Any, logdet: Any, info: Any | None, inverse: Any | None, implicit_identity: bool, threads: int, /
+) -> None: ...
+def coding_rate(
+    Z: Any,
+    weights: Any | None,
+    rate: Any,
+    info: Any | None,
+    d_Z: Any | None,
+    d_weights: Any | None,
+    alpha: float,
+    eps2: float,
+    scale: float,
+    side: int,
+    threads: int,
+    /,
+) -> None: ...
+def class_coding_rates(
+    Z: Any, labels: Any, rates: Any, mass: Any, d_Z: Any | None, eps2: float, num_classes: int, threads: int, /
+) -> None: ...
+def rate_reduction(
+    Z: Any, labels: Any, delta: Any, d_Z: Any | None, eps2: float, num_classes: int, gamma: float, threads: int, /
+) -> None: ...
+def rate_operator(Z: Any, operator: Any, alpha: float, threads: int, /) -> None: ...
