@@ -15,6 +15,9 @@ try:
 except ImportError:
     torch = None  # type: ignore[assignment,unused-ignore]
 
+#: As many as the kernels' views hold.
+MAX_DIMS = 8
+
 #: Everything is to go to the composites, so that a problem can be bisected.
 DISABLED = os.environ.get("SUBSPAN_DISABLE", "0") not in ("", "0")
 
@@ -78,15 +81,15 @@ def matrix(op: str, name: str, array: Any) -> None:
     """A floating point array of at least two dimensions."""
     # The usual case at the price of four comparisons; whatever fails it is looked at one property at a time.
     kind = type(array)
-    usual = kind in _USUAL and array.dtype in COMPUTE_DTYPE and 2 <= array.ndim <= 8
+    usual = kind in _USUAL and array.dtype in COMPUTE_DTYPE and 2 <= array.ndim <= MAX_DIMS
     if usual and (kind is np.ndarray or array.layout is _STRIDED):
         return
     array_like(op, name, array)
     floating(op, name, array)
     if array.ndim < 2:
         raise ValueError(f"{op}: {name}: expected at least 2 dimensions, got shape {tuple(array.shape)}")
-    if array.ndim > 8:
-        raise ValueError(f"{op}: {name}: expected at most 8 dimensions, got {array.ndim}")
+    if array.ndim > MAX_DIMS:
+        raise ValueError(f"{op}: {name}: expected at most {MAX_DIMS} dimensions, got {array.ndim}")
 
 
 def number(op: str, name: str, value: Any) -> float:
@@ -142,13 +145,15 @@ def broadcast_batch(op: str, name: str, array: Any, core: int, other_name: str, 
     batch, other_batch = tuple(array.shape[: array.ndim - core]), tuple(other.shape[: other.ndim - other_core])
     if batch == other_batch:
         return batch
+    got = f"got {name} {tuple(array.shape)} and {other_name} {tuple(other.shape)}"
     try:
-        return np.broadcast_shapes(batch, other_batch)
+        common = np.broadcast_shapes(batch, other_batch)
     except ValueError:
-        raise ValueError(
-            f"{op}: {name}: expected batch dimensions that broadcast with those of {other_name}, "
-            f"got {name} {tuple(array.shape)} and {other_name} {tuple(other.shape)}"
-        ) from None
+        expected = f"expected batch dimensions that broadcast with those of {other_name}"
+        raise ValueError(f"{op}: {name}: {expected}, {got}") from None
+    if len(common) + max(core, other_core) > MAX_DIMS:
+        raise ValueError(f"{op}: {name}: expected at most {MAX_DIMS} dimensions with those of {other_name}, {got}")
+    return common
 
 
 def expand(array: Any, shape: tuple[int, ...]) -> Any:

@@ -158,7 +158,7 @@ def spd_logdet(A: Any, *, return_info: bool = False) -> Any:
     if return_info is not False:
         _check.flag(op, "return_info", return_info)
     outputs = _spd_logdet(1 + return_info, A, False)
-    return outputs if return_info else outputs[0]
+    return tuple(outputs) if return_info else outputs[0]
 
 
 def logdet_gram(Z: Any, alpha: float, *, return_info: bool = False) -> Any:
@@ -200,7 +200,7 @@ def logdet_gram(Z: Any, alpha: float, *, return_info: bool = False) -> Any:
     if return_info is not False:
         _check.flag(op, "return_info", return_info)
     outputs = _logdet_gram(1 + return_info, Z, None, alpha, 1.0, 1.0, 0)
-    return outputs if return_info else outputs[0]
+    return tuple(outputs) if return_info else outputs[0]
 
 
 def coding_rate(
@@ -265,9 +265,9 @@ def coding_rate(
         _check.flag(op, "return_info", return_info)
     if weights is not None:
         Z, weights = _weighted(op, Z, weights)
-    side_code = 0 if side == "auto" else _check.choice(op, "side", side, _SIDES)
+    side_code = 0 if type(side) is str and side == "auto" else _check.choice(op, "side", side, _SIDES)
     outputs = _coding_rate(1 + return_info, Z, weights, alpha, eps2, scale, side_code)
-    return outputs if return_info else outputs[0]
+    return tuple(outputs) if return_info else outputs[0]
 
 
 def class_coding_rates(Z: Any, labels: Any, eps2: float, *, num_classes: int | None = None) -> tuple[Any, Any]:
