@@ -31,9 +31,8 @@ def spd_samples(dtype: torch.dtype) -> list[Sample]:
         "blocked": (33, 33),
         "blocked batch": (3, 70, 70),
     }
-    return [
-        Sample(name, {"A": positive_definite(i, *shape, dtype=dtype)}) for i, (name, shape) in enumerate(shapes.items())
-    ]
+    status = {"A": positive_definite(3, 2, 4, 4, dtype=dtype), "return_info": True}
+    return [*definite_samples(shapes, dtype), Sample("status", status)]
 
 
 def definite_samples(shapes: dict[str, tuple[int, ...]], dtype: torch.dtype) -> list[Sample]:
@@ -56,7 +55,14 @@ def spd_bad() -> list[BadInput]:
 
 def gram_samples(dtype: torch.dtype, shapes: dict[str, tuple[int, ...]] = SHAPES) -> list[Sample]:
     samples = [Sample(name, {"Z": Z, "alpha": 0.7}) for name, Z in features(dtype, shapes)]
-    return [*samples, Sample("small alpha", {"Z": normal(3, 6, 4, dtype=dtype), "alpha": 1e-6})]
+    if shapes is SHAPES:
+        samples.append(Sample("small alpha", {"Z": normal(3, 6, 4, dtype=dtype), "alpha": 1e-6}))
+    return samples
+
+
+def logdet_gram_samples(dtype: torch.dtype) -> list[Sample]:
+    status = {"Z": normal(4, 3, 6, 4, dtype=dtype), "alpha": 0.7, "return_info": True}
+    return [*gram_samples(dtype), Sample("status", status)]
 
 
 def gram_degenerate() -> list[Sample]:
@@ -94,6 +100,7 @@ def coding_rate_samples(dtype: torch.dtype, shapes: dict[str, tuple[int, ...]] =
     broadcast = {"Z": normal(6, 2, 1, 4, 3, dtype=dtype), "eps2": 0.5, "weights": uniform(7, 3, 4, dtype=dtype)}
     samples += [
         Sample("zero weights", {"Z": Z, "eps2": 0.5, "weights": silent}, differentiable=("Z",)),
+        Sample("status", {"Z": Z, "eps2": 0.5, "return_info": True}),
         Sample("shared weights", {"Z": Z, "eps2": 0.5, "weights": uniform(8, 5, dtype=dtype)}),
         Sample("broadcast", broadcast, summed=3),
     ]
@@ -234,7 +241,7 @@ ROWS = [
         reference=reference.logdet_gram,
         arrays={"Z": 2},
         differentiable=("Z",),
-        samples=gram_samples,
+        samples=logdet_gram_samples,
         large=lambda dtype: gram_samples(dtype, LARGE_SHAPES),
         degenerate=gram_degenerate,
         growth=rate_growth,

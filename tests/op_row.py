@@ -65,7 +65,7 @@ class Op:
     bad_inputs: Callable[[], list[BadInput]]
     square: bool = False  # matrices must be square, symmetric and positive definite
     nonnegative: tuple[str, ...] = ()  # arguments of which negative values are refused
-    constant_outputs: int = 0  # trailing outputs that carry no gradient
+    constant_outputs: int = 0  # trailing outputs that carry no gradient, beside a status
     constrain: Callable[[Arguments], Arguments] = dict  # free arguments to valid ones, differentiably
     kernel_gradient: bool = True  # False: the gradient is a formula in torch's own products, which promise no bits
     confined: Callable[[Arguments, int, int], Any] | None = None  # (arguments, item, row) -> mask: where NaN must show
@@ -131,10 +131,12 @@ def bounds(op: Op, arguments: Arguments, dtype: torch.dtype) -> tuple[list[np.nd
     eps = SAFETY * torch.finfo(dtype).eps
     gradients = {name: np.zeros(arrays[name].shape) for name in op.differentiable if name in names}
     outputs: list[np.ndarray] = []
+    known = {name: value for name, value in arrays.items() if name != "return_info"}
     for index in np.ndindex(batch):
-        growth = call(op.growth, arrays | {name: full[name][index] for name in names})
-        outputs = outputs or [np.zeros((*batch, *np.shape(output))) for output in growth.outputs]
-        for total, output in zip(outputs, growth.outputs, strict=True):
+        growth = call(op.growth, known | {name: full[name][index] for name in names})
+        status = (0.0,) if arguments.get("return_info") else ()  # a whole number, exact
+        outputs = outputs or [np.zeros((*batch, *np.shape(output))) for output in (*growth.outputs, *status)]
+        for total, output in zip(outputs, (*growth.outputs, *status), strict=True):
             total[index] = eps * growth.size * output
         for name, total in gradients.items():
             own = index[len(batch) - (total.ndim - op.arrays[name]) :] if total.ndim > op.arrays[name] else ()
@@ -195,10 +197,14 @@ def leaves(op: Op, sample: Sample) -> Arguments:
     return fresh | {name: fresh[name].requires_grad_() for name in names}
 
 
+def differentiable_outputs(op: Op, outputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return tuple(o for o in outputs[: len(outputs) - op.constant_outputs] if o.is_floating_point())
+
+
 def weighted_sum(op: Op, outputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
     """A scalar of all outputs that carry a gradient, each entry with an upstream gradient of its own in [-1, 1]."""
     total: Any = 0
-    for output in outputs[: len(outputs) - op.constant_outputs]:
+    for output in differentiable_outputs(op, outputs):
         entries = torch.arange(output.numel(), device=output.device).reshape(output.shape)
         total = total + (output * torch.cos(entries.to(output.dtype))).sum()
     return total
@@ -219,7 +225,7 @@ def function_of(op: Op, sample: Sample) -> tuple[Callable[..., Any], list[torch.
 
     def function(*tensors: torch.Tensor) -> Any:
         outputs = op(arguments | op.constrain(dict(zip(names, tensors, strict=True))))
-        outputs = outputs[: len(outputs) - op.constant_outputs]
+        outputs = differentiable_outputs(op, outputs)
         return outputs if len(outputs) > 1 else outputs[0]
 
     return function, [arguments[name] for name in names]

@@ -21,7 +21,7 @@ TESTS = [
     "test_threads.py",
     "test_cuda_emulated.py",
 ]
-REPORT = re.compile(r"AddressSanitizer|runtime error:|LeakSanitizer|UndefinedBehaviorSanitizer")
+REPORT = re.compile(r"ERROR: AddressSanitizer|runtime error:|SUMMARY: \w+Sanitizer")
 SECONDS = 1500
 
 # An editable installation puts a finder before the search path: it would answer for the package under test.

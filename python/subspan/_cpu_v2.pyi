@@ -1,5 +1,5 @@
-# The functions of every compiled CPU module. Arrays are torch tensors, NumPy arrays or anything with __dlpack__; outputs
-# and saved arrays are filled, None where they are not wanted.
+# The functions of every compiled CPU module. Arrays are torch tensors, NumPy arrays or anything with __dlpack__;
+# outputs and saved arrays are filled, None where they are not wanted.
 from typing import Any
 
 version: str
