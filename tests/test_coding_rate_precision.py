@@ -54,10 +54,11 @@ def test_tiny_rates_keep_their_digits(shape: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("noise", [0.0, 1e-6, 1e-4, 1e-2])
-@pytest.mark.parametrize("ratio", [1.1e4, 1e5, 1e6])
+@pytest.mark.parametrize("ratio", [10.0, 1e2, 1e3, 9e3, 1.1e4, 1e5, 1e6])
 @pytest.mark.parametrize("shape", [(20, 64), (200, 64), (30, 30), (3, 8), (40, 8), (16, 150), (150, 100)], ids=str)
 def test_ill_conditioned_float32(shape: tuple[int, int], ratio: float, noise: float) -> None:
-    """Up to d/eps2 = 1e6 a float32 rate is within 1e-5 of the float64 rate of the same input; so is its gradient."""
+    """Up to d/eps2 = 1e6 a float32 rate is within 1e-5 of the float64 rate of the same input. So is the gradient where
+    the trace asks for float64; below it has the bound of test_float32_below_promotion."""
     Z = nearly_collapsed(*shape, noise)
     eps2 = shape[1] / ratio
     for keywords in ({}, {"weights": uniform(15, shape[0])}):
@@ -66,13 +67,14 @@ def test_ill_conditioned_float32(shape: tuple[int, int], ratio: float, noise: fl
         rate, gradient = rate_and_gradient(Z, eps2, **single)
         expected, expected_gradient = rate_and_gradient(Z.double(), eps2, **double)
         assert rate.item() == pytest.approx(expected.item(), rel=1e-5)
-        within(gradient, expected_gradient, 1e-5 * expected_gradient.abs().max().item(), "gradient")
+        if ratio > 1e4:
+            within(gradient, expected_gradient, 1e-5 * expected_gradient.abs().max().item(), "gradient")
 
 
 @pytest.mark.parametrize("ratio", [1e2, 1e3, 9e3])
 @pytest.mark.parametrize("shape", [(20, 64), (200, 64), (3, 8), (150, 100)], ids=str)
 def test_float32_below_promotion(shape: tuple[int, int], ratio: float) -> None:
-    """Up to a trace of 1e4 nothing is promoted, and the error is that of rounding the Gram matrix to float32."""
+    """Up to a trace of 1e4 the error is at most that of rounding the Gram matrix to float32."""
     for noise in (0.0, 1e-4, 1e-2):
         Z, eps2 = nearly_collapsed(*shape, noise), shape[1] / ratio
         rate, gradient = rate_and_gradient(Z, eps2)
@@ -191,13 +193,15 @@ def test_not_positive_definite_in_every_position(dtype: torch.dtype) -> None:
 def test_ragged_classes(features: int, dtype: torch.dtype) -> None:
     """Classes of 1, 2, ... 60 samples, shuffled: sizes on both sides of every vector width and of d."""
     labels = torch.repeat_interleave(torch.arange(60), torch.arange(1, 61))
-    labels = labels[torch.randperm(len(labels))]
+    labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(features))]
     Z = normal(features, len(labels), features, dtype=dtype).requires_grad_()
     rates, mass = subspan.class_coding_rates(Z, labels, 0.2)
     exact, members = Z.detach().double().numpy(), labels.numpy()
     growth = class_growth(exact, members, 0.2)
     assert mass.tolist() == list(range(1, 61))
-    expected_rates = reference.class_coding_rates(exact, members, 0.2)[0]
+    # By singular values: a d x d determinant in float64 would cost more digits than the kernel's smaller side.
+    squares = [np.linalg.svd(exact[members == j], compute_uv=False) ** 2 for j in range(60)]
+    expected_rates = np.array([0.5 * np.log1p(features / ((j + 1) * 0.2) * squares[j]).sum() for j in range(60)])
     within(rates, expected_rates, value_bound(growth, dtype), "rates")
     expected_reduction = reference.coding_rate(exact, 0.2) - expected_rates @ np.arange(1, 61) / len(labels)
     reduction_bound = value_bound(reduction_growth(exact, members, 0.2), dtype)

@@ -219,6 +219,9 @@ def disabled_results(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str
 
 
 def store_results(path: str) -> None:
+    from subspan import _route
+
+    assert all(row["path"] == "composite" for row in _route.paths() if row["device"] == "cpu")
     results = {}
     for op in OPS:
         for sample in op.samples(DOUBLE):
@@ -230,16 +233,17 @@ def store_results(path: str) -> None:
 @every_op
 @pytest.mark.no_sanitizer
 def test_composite_gives_the_same(op: Op, disabled_results: dict[tuple[str, str], Any]) -> None:
+    """To rounding; ten times the bound, because the composite may factor the larger side, where errors grow more."""
     for sample in op.samples(DOUBLE):
         outputs, gradients, numpy = disabled_results[op.name, sample.name]
         expected = value_and_gradients(op, leaves(op, sample))
-        value_limits, gradient_limits = bounds(op, sample.arguments, DOUBLE)
+        value_limits, gradient_limits = bounds(op, sample.arguments, DOUBLE)  # of the kernel's choice of side
         for k, value in enumerate(expected[0]):
-            within(outputs[k], value, 2 * value_limits[k], f"{sample.name}: value")
-            within(numpy[k], value, 2 * value_limits[k], f"{sample.name}: NumPy value")
+            within(outputs[k], value, 10 * value_limits[k], f"{sample.name}: value")
+            within(numpy[k], value, 10 * value_limits[k], f"{sample.name}: NumPy value")
             assert outputs[k].dtype == value.dtype
         for name, gradient in expected[1].items():
-            within(gradients[name], gradient, 2 * gradient_limits[name], f"{sample.name}: gradient of {name}")
+            within(gradients[name], gradient, 10 * gradient_limits[name], f"{sample.name}: gradient of {name}")
 
 
 if __name__ == "__main__":

@@ -311,7 +311,7 @@ def test_backward_twice(op: Op) -> None:
     inputs = [arguments[name] for name in op.differentiated(sample)]
     output = op(arguments)[0]
     upstream = torch.full_like(output, 0.3)
-    first = torch.autograd.grad(output, inputs, upstream, retain_graph=True)
+    first = [gradient.clone() for gradient in torch.autograd.grad(output, inputs, upstream, retain_graph=True)]
     second = torch.autograd.grad(output, inputs, upstream)
     for one, two in zip(first, second, strict=True):
         same(one, two, "second backward")

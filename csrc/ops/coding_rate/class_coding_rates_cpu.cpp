@@ -14,9 +14,11 @@ void run(const TensorView& Z, const TensorView& labels, const TensorView& rates,
     GradientTarget gradient;
     gradient.data = d_Z ? d_Z->ptr<T>() + item * elements : nullptr;
     gradient.is_double = sizeof(T) == 8;
-    class_log_dets(
-        gram_problem(Z, item), order, classes, eps2, log_det, d_Z ? &gradient : nullptr,
-        [](double, double alpha) { return alpha; }, team);
+    const GramProblem all = gram_problem(Z, item);
+    for_each_class(all, classes, d_Z != nullptr, team, [&](index_t j, int threads_of_class) {
+      log_det[j] = class_log_det(
+          all, order, j, eps2, d_Z ? &gradient : nullptr, [](double, double alpha) { return alpha; }, threads_of_class);
+    });
     for (index_t j = 0; j < classes; ++j) {
       rates.ptr<T>()[item * classes + j] = static_cast<T>(0.5 * log_det[j]);
       mass.ptr<T>()[item * classes + j] = static_cast<T>(order.count(j));

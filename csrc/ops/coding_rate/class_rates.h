@@ -39,30 +39,32 @@ class ClassOrder {
   index_t* begin_;
 };
 
-// log det (I + d / (t_j eps2) Z_j^T Z_j) of every class into log_det[j]; empty classes give 0. Where a gradient is
-// wanted, row i receives coefficient(t_j) * z_i M_j.
+// log det (I + d / (t_j eps2) Z_j^T Z_j) of class j; 0 for an empty class. Where a gradient is wanted, the class's rows
+// receive coefficient(t_j, alpha_j) * z_i M_j.
 template <class Coefficient>
-void class_log_dets(const GramProblem& all, const ClassOrder& order, index_t classes, double eps2, double* log_det,
-                    const GradientTarget* gradient, Coefficient&& coefficient, int threads) {
-  const auto one = [&](index_t j, int team) {
-    GramProblem problem = all;
-    problem.order = order.members(j);
-    problem.samples = order.count(j);
-    log_det[j] = 0;
-    if (problem.samples == 0 || problem.features == 0) return;
-    problem.alpha = static_cast<double>(problem.features) / (static_cast<double>(problem.samples) * eps2);
-    GradientTarget target;
-    if (gradient) {
-      target = *gradient;
-      target.coefficient = coefficient(static_cast<double>(problem.samples), problem.alpha);
-    }
-    log_det[j] = solve_gram(problem, gradient ? &target : nullptr, team).log_det;
-  };
+double class_log_det(const GramProblem& all, const ClassOrder& order, index_t j, double eps2,
+                     const GradientTarget* gradient, Coefficient&& coefficient, int threads) {
+  GramProblem problem = all;
+  problem.order = order.members(j);
+  problem.samples = order.count(j);
+  if (problem.samples == 0 || problem.features == 0) return 0;
+  problem.alpha = static_cast<double>(problem.features) / (static_cast<double>(problem.samples) * eps2);
+  GradientTarget target;
+  if (gradient) {
+    target = *gradient;
+    target.coefficient = coefficient(static_cast<double>(problem.samples), problem.alpha);
+  }
+  return solve_gram(problem, gradient ? &target : nullptr, threads).log_det;
+}
+
+// body(class, threads) for every class: classes to threads where there are enough of them.
+template <class Body>
+void for_each_class(const GramProblem& all, index_t classes, bool gradient, int threads, Body&& body) {
   if (classes >= threads) {
-    const double flops = all.flops(gradient != nullptr) / static_cast<double>(classes);
-    parallel_for(classes, useful_threads(flops, threads), [&](index_t j) { one(j, 1); });
+    const double flops = all.flops(gradient) / static_cast<double>(classes);
+    parallel_for(classes, useful_threads(flops, threads), [&](index_t j) { body(j, 1); });
   } else {
-    for (index_t j = 0; j < classes; ++j) one(j, threads);
+    for (index_t j = 0; j < classes; ++j) body(j, threads);
   }
 }
 

@@ -1,4 +1,4 @@
-// coding_rate: scale * logdet(I + alpha Z^T diag(w) Z), Yu et al. 2020 (MCR2), equation 4.
+// coding_rate: scale * logdet(I + alpha Z^T diag(w) Z), Yu et al. 2020 (MCR2).
 //   Z (*batch, n, d) any strides; weights (*batch, n), float64 for float64 Z and else float32; rate (*batch); info
 //   (*batch) int32: number of pivots clamped at rounding, -1 for an item that is not finite. alpha = d / (sum_i w_i *
 //   eps2) where the given alpha is 0. d_Z (*batch, n, d) and d_weights (*batch, n): gradients of each item's rate,

@@ -15,9 +15,13 @@ namespace subspan {
 
 enum class Side { kAuto, kSamples, kFeatures };
 
-// Above this trace of alpha * Gram, float32 loses the small eigenvalues and the item is computed in float64: the
-// relative error of log1p of the smallest eigenvalue is about trace * 2^-24.
+// A float32 item is computed again in float64 where float32 cannot hold it: above this trace of alpha * Gram ...
 constexpr double kPromotionTrace = 1e4;
+// ... or where rounding is estimated to cost more than this fraction of the log determinant. Entry j of the diagonal is
+// rounded by 2^-24 B_jj and its pivot p_j carries that into log p_j as 2^-24 B_jj / p_j. On features that span their
+// space pivots are as large as the diagonal and the sum is tiny; on collapsed ones p_j is about 1. The true error was
+// measured at up to five times the estimate, so this keeps it below 1e-5.
+constexpr double kPromotionError = 2e-6;
 
 struct GramProblem {
   const void* data = nullptr;
@@ -65,7 +69,7 @@ struct GradientTarget {
 struct GramRate {
   double log_det = 0;
   std::int32_t clamped = 0;  // pivots clamped; -1 for input that is not finite
-  bool promote = false;      // the trace asks for float64; nothing else was computed
+  bool promote = false;      // float64 is asked for; the rest is not to be used
 };
 
 template <class T>
@@ -82,6 +86,7 @@ class GramSolver {
       rows_ = rows_.scaled(root_);
     }
     factor_ = Factor<T>::take(size, workspace);
+    diagonal_ = workspace.take<T>(size);
     block_ = kPackBytes / (panel_width<T>(size) * static_cast<index_t>(sizeof(T)));
     block_ = std::min(block_, round_up(problem.summed(), kLanes<T>));
     packed_ = {workspace.take<T>(panel_elements<T>(block_, size) * team_size), block_, panel_width<T>(size)};
@@ -96,18 +101,23 @@ class GramSolver {
   // Gram matrix, factor and log determinant. False where the item must be promoted to float64.
   bool factor(GramRate& result, Team team) const {
     form_gram(team);
-    const double trace = gram_trace();
-    if (sizeof(T) == 4 && trace > kPromotionTrace) {
+    constexpr bool may_promote = sizeof(T) == 4;
+    if (may_promote && gram_trace() > kPromotionTrace) {
       if (team.rank() == 0) result.promote = true;
       return false;
+    }
+    if (may_promote && team.rank() == 0) {
+      for (index_t i = 0; i < factor_.size; ++i) diagonal_[i] = *factor_.lower.at(i, i);
     }
     PivotLog<double, double, Pivot::kIdentity> log;
     cholesky(factor_, log, team);
     if (team.rank() == 0) {
       result.log_det = log.log();
       result.clamped = log.info();
+      result.promote = may_promote && rounding_estimate() > kPromotionError * result.log_det;
     }
-    return true;
+    team.barrier();
+    return !result.promote;
   }
 
   // The full symmetric M (features side) or K^{-1} (samples side).
@@ -118,11 +128,15 @@ class GramSolver {
 
   void gradient(const GradientTarget& target, Team team) const {
     invert(team);
-    if (target.is_double) {
-      write_gradient<double>(target, team);
-    } else {
-      write_gradient<float>(target, team);
-    }
+    target.is_double ? write_gradient<double>(target, team) : write_gradient<float>(target, team);
+  }
+
+  // On the features side, after invert(): the gradient of `count` chosen samples alone, by one member.
+  void gradient_of(const GradientTarget& target, const index_t* order, index_t count) const {
+    Workspace workspace;
+    const Rows<T> rows = rows_.gathered(order);
+    target.is_double ? write_samples<double>(target, rows, order, count, Team(), workspace)
+                     : write_samples<float>(target, rows, order, count, Team(), workspace);
   }
 
  private:
@@ -160,75 +174,93 @@ class GramSolver {
     return problem_.on_samples() && problem_.samples <= kDotSamples && problem_.features >= kDotFeatures;
   }
 
+  // Sum of B_jj / p_j in units of float32's rounding.
+  double rounding_estimate() const {
+    double sum = 0;
+    for (index_t i = 0; i < factor_.size; ++i) {
+      const double reciprocal = static_cast<double>(factor_.reciprocal(i / kTileRows)[i % kTileRows]);
+      sum += static_cast<double>(diagonal_[i]) * reciprocal * reciprocal;
+    }
+    return sum * 0x1p-24;
+  }
+
   double gram_trace() const {
     double trace = 0;
     for (index_t i = 0; i < problem_.factored(); ++i) trace += static_cast<double>(*factor_.lower.at(i, i));
     return trace;
   }
 
+  // Tiles of the gradient, `rows` x `columns` of them valid, for the samples from row0 and the features from column0
+  // on.
   template <class Out>
   struct StoreGradient {
-    const GramProblem& problem;
-    Out* data;
+    const GradientTarget& target;
+    const index_t* order;
     const T* root;
-    T coefficient;
-    bool add;
+    index_t features;
     index_t row0, rows, column0, columns;
 
     template <int Vectors>
     [[gnu::always_inline]] void operator()(index_t row, index_t column, Vec<T> (&sums)[kTileRows][Vectors]) const {
+      const T coefficient = static_cast<T>(target.coefficient);
 #pragma GCC unroll 8
       for (int i = 0; i < kTileRows; ++i) {
         if (row + i >= rows) break;
         const index_t sample = row0 + row + i;
         const T scale = root ? coefficient * root[sample] : coefficient;
-        const index_t target_row = problem.order ? problem.order[sample] : sample;
-        Out* target = data + target_row * problem.features + column0 + column;
+        Out* out = static_cast<Out*>(target.data) + (order ? order[sample] : sample) * features + column0 + column;
 #pragma GCC unroll 3
         for (int v = 0; v < Vectors; ++v) {
-          put(target + v * kLanes<T>, sums[i][v] * scale, columns - column - v * kLanes<T>);
+          put(out + v * kLanes<T>, sums[i][v] * scale, columns - column - v * kLanes<T>);
         }
       }
     }
-    [[gnu::always_inline]] void put(Out* target, Vec<T> value, index_t count) const {
+    [[gnu::always_inline]] void put(Out* out, Vec<T> value, index_t count) const {
       if (std::is_same_v<T, Out> && count >= kLanes<T>) {
-        T* same = reinterpret_cast<T*>(target);
-        store(same, add ? load(same) + value : value);
+        T* same = reinterpret_cast<T*>(out);
+        store(same, target.add ? load(same) + value : value);
         return;
       }
       for (index_t lane = 0; lane < std::min<index_t>(count, kLanes<T>); ++lane) {
-        target[lane] = static_cast<Out>(add ? static_cast<T>(target[lane]) + value[lane] : value[lane]);
+        out[lane] = static_cast<Out>(target.add ? static_cast<T>(out[lane]) + value[lane] : value[lane]);
       }
     }
   };
 
   template <class Out>
-  void write_gradient(const GradientTarget& gradient, Team team) const {
-    const index_t samples = problem_.samples, features = problem_.features;
-    const index_t width = kPanelWidth<T>;
-    const Panels<T>& inverse = factor_.lower;
+  void write_gradient(const GradientTarget& target, Team team) const {
     Workspace workspace;
-    const index_t size = problem_.factored();
-    const Panels<T> strip{workspace.take<T>(size * width), size, width};
-    StoreGradient<Out> finish{problem_,     static_cast<Out*>(gradient.data),
-                              root_,        static_cast<T>(gradient.coefficient),
-                              gradient.add, 0,
-                              samples,      0,
-                              features};
-    const index_t strips = ((problem_.on_samples() ? features : samples) + width - 1) / width;
-    for (index_t s = team.rank(); s < strips; s += team.size()) {
-      const index_t first = s * width;
-      if (problem_.on_samples()) {
-        finish.column0 = first;
-        finish.columns = std::min(width, features - first);
-        pack_columns(rows_, 0, samples, first, finish.columns, strip);
-        multiply(inverse, samples, strip, finish.columns, samples, Part::kAll, Team(), finish);
-      } else {
-        finish.row0 = first;
-        finish.rows = std::min(width, samples - first);
-        pack_rows(rows_, first, finish.rows, 0, features, strip);
-        multiply(strip, finish.rows, inverse, features, features, Part::kAll, Team(), finish);
-      }
+    if (problem_.on_samples()) {
+      write_features<Out>(target, team, workspace);
+    } else {
+      write_samples<Out>(target, rows_, problem_.order, problem_.samples, team, workspace);
+    }
+  }
+
+  // K^{-1} Z', a strip of features at a time.
+  template <class Out>
+  void write_features(const GradientTarget& target, Team team, Workspace& workspace) const {
+    const index_t samples = problem_.samples, features = problem_.features, width = kPanelWidth<T>;
+    const Panels<T> strip{workspace.take<T>(samples * width), samples, width};
+    for (index_t first = team.rank() * width; first < features; first += team.size() * width) {
+      const index_t columns = std::min(width, features - first);
+      const StoreGradient<Out> finish{target, problem_.order, root_, features, 0, samples, first, columns};
+      pack_columns(rows_, 0, samples, first, columns, strip);
+      multiply(factor_.lower, samples, strip, columns, samples, Part::kAll, Team(), finish);
+    }
+  }
+
+  // Z' M, a strip of samples at a time.
+  template <class Out>
+  void write_samples(const GradientTarget& target, const Rows<T>& rows, const index_t* order, index_t count, Team team,
+                     Workspace& workspace) const {
+    const index_t features = problem_.features, width = kPanelWidth<T>;
+    const Panels<T> strip{workspace.take<T>(features * width), features, width};
+    for (index_t first = team.rank() * width; first < count; first += team.size() * width) {
+      const index_t samples = std::min(width, count - first);
+      const StoreGradient<Out> finish{target, order, root_, features, first, samples, 0, features};
+      pack_rows(rows, first, samples, 0, features, strip);
+      multiply(strip, samples, factor_.lower, features, features, Part::kAll, Team(), finish);
     }
   }
 
@@ -236,13 +268,14 @@ class GramSolver {
   Rows<T> rows_;
   T* root_ = nullptr;
   Factor<T> factor_;
+  T* diagonal_ = nullptr;  // of alpha * Gram
   Panels<T> packed_, work_;
   T* converted_ = nullptr;  // rows that cannot be read in place
   index_t block_ = 0;
 };
 
-// Runs body(solver, result, team) with a team of `threads`, in float32 unless the input is float64 or the trace asks
-// for more. `inverse` says whether the body needs the inverse.
+// Runs body(solver, team) with a team of `threads`, in float32 unless the input is float64 or its rounding asks for
+// more. `inverse` says whether the body needs the inverse.
 template <class Body>
 GramRate with_solver(const GramProblem& problem, bool inverse, int threads, Body&& body) {
   GramRate result;

@@ -1,5 +1,4 @@
-// rate_operator: alpha (I + alpha Z^T Z)^{-1}, the operators E and C_j of ReduNet (Chan et al. 2022, equations 13 and
-// 14).
+// rate_operator: alpha (I + alpha Z^T Z)^{-1}, the operators E and C_j of ReduNet (Chan et al. 2022).
 //   Z (*batch, n, d) any strides; result (*batch, d, d) packed.
 #pragma once
 #include "core/check_view.h"

@@ -1,5 +1,5 @@
 // rate_reduction: R - gamma R_c with R = 1/2 logdet(I + d / (n eps2) Z^T Z) and R_c = sum_j t_j / (2n) logdet(I + d /
-// (t_j eps2) Z_j^T Z_j), Yu et al. 2020 (MCR2), equation 8, for hard labels.
+// (t_j eps2) Z_j^T Z_j), Yu et al. 2020 (MCR2), for hard labels.
 //   Z (*batch, n, d) any strides; labels (*batch, n) int32 or int64 in 0 ... classes - 1; delta (*batch); d_Z (*batch,
 //   n, d) packed.
 #pragma once

@@ -181,7 +181,8 @@ def logdet_gram(Z: Any, alpha: float, *, return_info: bool = False) -> Any:
 
     Cost:
         s^2 b + s^3 / 3 flops with s = min(n, d), b = max(n, d): half the Gram matrix of the smaller side. With
-        a gradient 3 s^2 b + s^3. float32 items whose alpha trace(Z^T Z) exceeds 1e4 are computed in float64.
+        a gradient 3 s^2 b + s^3. A float32 item is computed again in float64 where alpha trace(Z^T Z) exceeds 1e4 or
+        rounding is estimated to cost more than 2e-6 of the log determinant: nearly collapsed features.
 
     Gradient:
         2 alpha Z (I + alpha Z^T Z)^{-1}, computed with the forward and saved (as large as Z, float32 for half input).
@@ -245,7 +246,7 @@ def coding_rate(
 
     Source:
         Yu et al. 2020, Learning Diverse and Discriminative Representations via the Principle of Maximal Coding Rate
-        Reduction, equation 4; ``compute_discrimn_loss`` of the mcr2 repository, ``TotalCodingRate`` of EMP-SSL.
+        Reduction, the coding rate R; ``compute_discrimn_loss`` of the mcr2 repository, ``TotalCodingRate`` of EMP-SSL.
 
     >>> import numpy as np, subspan
     >>> Z = np.eye(4) * 2  # four orthogonal samples of length 2
@@ -298,7 +299,7 @@ def class_coding_rates(Z: Any, labels: Any, eps2: float, *, num_classes: int | N
         none.
 
     Source:
-        Yu et al. 2020 (MCR2), the terms of equation 5; ``compute_compress_loss`` of the mcr2 repository.
+        Yu et al. 2020 (MCR2), the terms of R_c; ``compute_compress_loss`` of the mcr2 repository.
 
     >>> import numpy as np, subspan
     >>> rates, mass = subspan.class_coding_rates(np.eye(4), np.array([0, 0, 1, 1]), 0.5)
@@ -345,7 +346,7 @@ def rate_reduction(
         d/(n eps2) (Z M - gamma Z_j M_j) for the rows of class j, computed with the forward and saved (as large as Z).
 
     Source:
-        Yu et al. 2020 (MCR2), equation 8; ``MaximalCodingRateReduction`` of the mcr2 repository.
+        Yu et al. 2020 (MCR2), the rate reduction; ``MaximalCodingRateReduction`` of the mcr2 repository.
 
     >>> import numpy as np, subspan
     >>> Z = np.repeat(np.eye(4)[:2], 3, axis=0)  # two orthogonal directions, three samples each
@@ -387,7 +388,7 @@ def rate_operator(Z: Any, alpha: float) -> Any:
         -Z E (G + G^T) E for upstream G; the result itself is saved.
 
     Source:
-        Chan et al. 2022, ReduNet, equations 13 and 14; ``torch.inverse`` in ``redunet/layers/vector.py``.
+        Chan et al. 2022, ReduNet, the operators E and C_j; ``torch.inverse`` in ``redunet/layers/vector.py``.
 
     >>> import numpy as np, subspan
     >>> print(subspan.rate_operator(np.eye(2), 1.0))
