@@ -191,6 +191,11 @@ def same_results(op: Op, sample: Sample, first: Results, second: Results) -> Non
     same_gradients(op, sample.arguments, first[1], second[1], sample.name)
 
 
+def bytes_of(view: torch.Tensor) -> bytes:
+    """Of the whole block of memory that a tensor is a view of."""
+    return torch.empty(0, dtype=torch.uint8).set_(view.untyped_storage()).numpy().tobytes()
+
+
 def leaves(op: Op, sample: Sample) -> Arguments:
     """The sample with fresh tensors, those that are differentiated requiring a gradient."""
     names = op.differentiated(sample)

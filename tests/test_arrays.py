@@ -14,7 +14,7 @@ import torch
 from hypothesis import strategies
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from op_row import Op, leaves, library_calls, same, value_and_gradients
+from op_row import Op, bytes_of, leaves, library_calls, same, value_and_gradients
 from op_table import every_op
 from subspan import _route
 
@@ -261,7 +261,7 @@ def test_compiled_functions_survive_anything(op: Op, data: strategies.DataObject
     kernel, arguments = data.draw(strategies.sampled_from(kernel_calls(op)), label="call")
     changed = list(arguments)
     inputs = [array for array in arguments[: len(op.arrays)] if isinstance(array, torch.Tensor)]
-    before = [bytes(array.untyped_storage()) for array in inputs]
+    before = [bytes_of(array) for array in inputs]
     positions = strategies.integers(0, len(arguments) - 2)  # the last is the number of threads
     for i in data.draw(strategies.lists(positions, min_size=1, max_size=2, unique=True), label="positions"):
         changed[i] = data.draw(hostile(), label=f"argument {i}")
@@ -269,7 +269,7 @@ def test_compiled_functions_survive_anything(op: Op, data: strategies.DataObject
         kernel(*changed)
     except Exception as error:
         assert str(error), f"{type(error).__name__} without a message"
-    assert before == [bytes(array.untyped_storage()) for array in inputs], "an input was written"
+    assert before == [bytes_of(array) for array in inputs], "an input was written"
 
 
 @every_op

@@ -3,6 +3,8 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
+
 #include "bindings/dlpack.h"
 #include "core/check.h"
 #include "core/tensor_view.h"
@@ -15,29 +17,29 @@ namespace py = pybind11;
 class ArrayArg {
  public:
   ArrayArg() = default;
-  ArrayArg(py::handle object, const char* name) {
+  ArrayArg(py::handle object, const char* op, const char* name) {
     if (const dlpack::ExchangeTable* table = exchange_table(Py_TYPE(object.ptr()))) {
       dlpack::Tensor tensor{};
       if (table->tensor_from_object(object.ptr(), &tensor) != 0) throw py::error_already_set();
-      read(tensor, name);
+      read(tensor, op, name);
     } else if (py::isinstance<py::array>(object)) {
-      read(py::reinterpret_borrow<py::array>(object), name);
+      read(py::reinterpret_borrow<py::array>(object), op, name);
     } else {
-      CHECK(py::hasattr(object, "__dlpack__"), name, ": expected an array with __dlpack__");
+      CHECK(py::hasattr(object, "__dlpack__"), op, ": ", name, ": expected an array with __dlpack__");
       const auto device = object.attr("__dlpack_device__")().cast<py::tuple>();
       const bool on_cpu = device[0].cast<int>() == dlpack::kCpu;
       owner_ = on_cpu ? object.attr("__dlpack__")() : object.attr("__dlpack__")(py::arg("stream") = -1);
       auto* managed = static_cast<dlpack::ManagedTensor*>(PyCapsule_GetPointer(owner_.ptr(), "dltensor"));
       if (managed == nullptr) throw py::error_already_set();
-      read(managed->tensor, name);
+      read(managed->tensor, op, name);
     }
   }
 
   const TensorView& view() const { return view_; }
 
  private:
-  void read(const dlpack::Tensor& tensor, const char* name) {
-    CHECK(tensor.ndim <= kMaxDims, name, ": expected at most ", kMaxDims, " dimensions, got ", tensor.ndim);
+  void read(const dlpack::Tensor& tensor, const char* op, const char* name) {
+    CHECK(tensor.ndim <= kMaxDims, op, ": ", name, ": expected at most ", kMaxDims, " dimensions, got ", tensor.ndim);
     view_.data = static_cast<char*>(tensor.data) + tensor.byte_offset;
     view_.ndim = tensor.ndim;
     view_.device_id = tensor.device.id;
@@ -49,11 +51,16 @@ class ArrayArg {
       view_.stride[i] = tensor.strides ? tensor.strides[i] : packed;
       packed *= tensor.shape[i];
     }
-    CHECK(tensor.data != nullptr || packed == 0, name, ": the array has no storage (meta or fake tensor)");
+    CHECK(tensor.data != nullptr || packed == 0, op, ": ", name,
+          ": expected an array with storage, got a meta or fake tensor");
+    const auto address = reinterpret_cast<std::uintptr_t>(view_.data);
+    const int bytes = std::max(tensor.dtype.bits / 8, 1);
+    CHECK(address % static_cast<unsigned>(bytes) == 0, op, ": ", name, ": expected memory aligned to its elements of ",
+          bytes, " bytes, got an odd address; clone the tensor");
   }
 
-  void read(const py::array& array, const char* name) {
-    CHECK(array.ndim() <= kMaxDims, name, ": expected at most ", kMaxDims, " dimensions, got ", array.ndim());
+  void read(const py::array& array, const char* op, const char* name) {
+    CHECK(array.ndim() <= kMaxDims, op, ": ", name, ": expected at most ", kMaxDims, " dimensions, got ", array.ndim());
     const py::dtype dtype = array.dtype();
     const char kind = dtype.kind();
     const int bits = static_cast<int>(dtype.itemsize()) * 8;
@@ -66,7 +73,8 @@ class ArrayArg {
     for (int i = 0; i < view_.ndim; ++i) {
       view_.shape[i] = array.shape(i);
       const std::int64_t bytes = array.strides(i);
-      CHECK(bytes % dtype.itemsize() == 0, name, ": expected strides in whole elements, got ", bytes, " bytes");
+      CHECK(bytes % dtype.itemsize() == 0, op, ": ", name, ": expected strides in whole elements, got ", bytes,
+            " bytes");
       view_.stride[i] = bytes / dtype.itemsize();
     }
   }
@@ -121,8 +129,8 @@ class ArrayArg {
 // An argument that may be None.
 class OptionalArrayArg {
  public:
-  OptionalArrayArg(py::handle object, const char* name)
-      : present_(!object.is_none()), arg_(present_ ? ArrayArg(object, name) : ArrayArg()) {}
+  OptionalArrayArg(py::handle object, const char* op, const char* name)
+      : present_(!object.is_none()), arg_(present_ ? ArrayArg(object, op, name) : ArrayArg()) {}
   const TensorView* view() const { return present_ ? &arg_.view() : nullptr; }
 
  private:

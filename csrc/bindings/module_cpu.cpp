@@ -17,39 +17,44 @@ constexpr Device kDevice = Device::cpu;
 void bind_coding_rate(py::module_& m) {
   m.def("spd_logdet",
         [](py::handle A, py::handle logdet, py::handle info, py::handle inverse, bool implicit_identity, int threads) {
-          const ArrayArg a(A, "A"), out(logdet, "logdet");
-          const OptionalArrayArg inv(inverse, "inverse"), status(info, "info");
+          const ArrayArg a(A, "spd_logdet", "A"), out(logdet, "spd_logdet", "logdet");
+          const OptionalArrayArg inv(inverse, "spd_logdet", "inverse"), status(info, "spd_logdet", "info");
           check_spd_logdet(a.view(), out.view(), inv.view(), status.view(), kDevice);
           py::gil_scoped_release unlocked;
           spd_logdet_cpu(a.view(), out.view(), inv.view(), status.view(), implicit_identity, threads);
         });
-  m.def("coding_rate", [](py::handle Z, py::handle weights, py::handle rate, py::handle info, py::handle d_Z,
-                          py::handle d_weights, double alpha, double eps2, double scale, int side, int threads) {
-    const ArrayArg z(Z, "Z"), out(rate, "rate");
-    const OptionalArrayArg w(weights, "weights"), status(info, "info"), dz(d_Z, "d_Z"), dw(d_weights, "d_weights");
-    check_coding_rate(z.view(), w.view(), out.view(), status.view(), dz.view(), dw.view(), kDevice);
-    const CodingRateParameters parameters{alpha, eps2, scale, static_cast<Side>(side)};
-    py::gil_scoped_release unlocked;
-    coding_rate_cpu(z.view(), w.view(), out.view(), status.view(), dz.view(), dw.view(), parameters, threads);
-  });
+  // Two public functions share this kernel; errors name the one that was called.
+  for (const char* op : {"coding_rate", "logdet_gram"})
+    m.def(op, [op](py::handle Z, py::handle weights, py::handle rate, py::handle info, py::handle d_Z,
+                   py::handle d_weights, double alpha, double eps2, double scale, int side, int threads) {
+      const ArrayArg z(Z, op, "Z"), out(rate, op, "rate");
+      const OptionalArrayArg w(weights, op, "weights"), status(info, op, "info"), dz(d_Z, op, "d_Z"),
+          dw(d_weights, op, "d_weights");
+      check_coding_rate(z.view(), w.view(), out.view(), status.view(), dz.view(), dw.view(), kDevice);
+      const CodingRateParameters parameters{alpha, eps2, scale, static_cast<Side>(side)};
+      py::gil_scoped_release unlocked;
+      coding_rate_cpu(z.view(), w.view(), out.view(), status.view(), dz.view(), dw.view(), parameters, threads);
+    });
   m.def("class_coding_rates", [](py::handle Z, py::handle labels, py::handle rates, py::handle mass, py::handle d_Z,
                                  double eps2, index_t classes, int threads) {
-    const ArrayArg z(Z, "Z"), y(labels, "labels"), out(rates, "rates"), count(mass, "mass");
-    const OptionalArrayArg dz(d_Z, "d_Z");
+    const ArrayArg z(Z, "class_coding_rates", "Z"), y(labels, "class_coding_rates", "labels"),
+        out(rates, "class_coding_rates", "rates"), count(mass, "class_coding_rates", "mass");
+    const OptionalArrayArg dz(d_Z, "class_coding_rates", "d_Z");
     check_class_coding_rates(z.view(), y.view(), out.view(), count.view(), dz.view(), classes, kDevice);
     py::gil_scoped_release unlocked;
     class_coding_rates_cpu(z.view(), y.view(), out.view(), count.view(), dz.view(), eps2, classes, threads);
   });
   m.def("rate_reduction", [](py::handle Z, py::handle labels, py::handle delta, py::handle d_Z, double eps2,
                              index_t classes, double gamma, int threads) {
-    const ArrayArg z(Z, "Z"), y(labels, "labels"), out(delta, "delta");
-    const OptionalArrayArg dz(d_Z, "d_Z");
+    const ArrayArg z(Z, "rate_reduction", "Z"), y(labels, "rate_reduction", "labels"),
+        out(delta, "rate_reduction", "delta");
+    const OptionalArrayArg dz(d_Z, "rate_reduction", "d_Z");
     check_rate_reduction(z.view(), y.view(), out.view(), dz.view(), kDevice);
     py::gil_scoped_release unlocked;
     rate_reduction_cpu(z.view(), y.view(), out.view(), dz.view(), eps2, classes, gamma, threads);
   });
   m.def("rate_operator", [](py::handle Z, py::handle result, double alpha, int threads) {
-    const ArrayArg z(Z, "Z"), out(result, "result");
+    const ArrayArg z(Z, "rate_operator", "Z"), out(result, "rate_operator", "result");
     check_rate_operator(z.view(), out.view(), kDevice);
     py::gil_scoped_release unlocked;
     rate_operator_cpu(z.view(), out.view(), alpha, threads);

@@ -16,8 +16,8 @@ namespace {
 void bind_coding_rate(py::module_& m) {
   m.def("spd_logdet", [](py::handle A, py::handle logdet, py::handle inverse, py::handle info, bool implicit_identity,
                          std::uintptr_t stream) {
-    const ArrayArg a(A, "A"), out(logdet, "logdet");
-    const OptionalArrayArg inv(inverse, "inverse"), status(info, "info");
+    const ArrayArg a(A, "spd_logdet", "A"), out(logdet, "spd_logdet", "logdet");
+    const OptionalArrayArg inv(inverse, "spd_logdet", "inverse"), status(info, "spd_logdet", "info");
     py::gil_scoped_release unlocked;
     spd_logdet_cuda(a.view(), out.view(), inv.view(), status.view(), implicit_identity,
                     reinterpret_cast<void*>(stream));

@@ -68,7 +68,8 @@ _coding_rate_op = _route.Op(
     saves=(0, 1),
 )
 _coding_rate = _route.register(_coding_rate_op)
-_logdet_gram = _route.register(dataclasses.replace(_coding_rate_op, name="logdet_gram"))  # errors name what was called
+# Errors name what was called.
+_logdet_gram = _route.register(dataclasses.replace(_coding_rate_op, name="logdet_gram", kernel=_native.cpu.logdet_gram))
 
 _class_coding_rates = _route.register(
     _route.Op(
