@@ -220,6 +220,9 @@ def value_and_gradients(op: Op, arguments: Arguments) -> Results:
     """The outputs, and the gradient of their weighted sum in every argument that requires one."""
     names = [name for name in op.array_names(arguments) if arguments[name].requires_grad]
     outputs = op(arguments)
+    assert all(output.requires_grad for output in differentiable_outputs(op, outputs)), (
+        "an output has lost its gradient"
+    )
     gradients = torch.autograd.grad(weighted_sum(op, outputs), [arguments[name] for name in names])
     return tuple(output.detach() for output in outputs), dict(zip(names, gradients, strict=True))
 

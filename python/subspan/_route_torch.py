@@ -112,29 +112,33 @@ def _general_entry(op: Op, function: Any, otherwise: Callable[..., Any]) -> Call
 def _run_kernel_saving(op: Op, wanted: int, args: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     """Allocates and fills the first `wanted` outputs, and the saved arrays (None: one that does not apply)."""
     arity = len(op.inputs)
-    # DLPack does not know of lazy negation.
-    args = tuple(t if t is None else t.resolve_neg() for t in args[:arity]) + args[arity:]
-    new = args[0].new_empty
-    compute = COMPUTE_DTYPE[args[0].dtype]
+    tensors, parameters = args[:arity], args[arity:]
+    first = tensors[0]
+    compute = COMPUTE_DTYPE[first.dtype]
+    shapes = op.shapes(*args)
     outputs = tuple(
-        new(shape, dtype=compute if kind == "compute" else torch.int32)
-        for shape, kind in list(zip(op.shapes(*args), op.outputs, strict=True))[:wanted]
+        first.new_empty(shapes[i], dtype=compute if op.outputs[i] == "compute" else torch.int32) for i in range(wanted)
     )
-    saved = tuple(None if args[i] is None else new(tuple(args[i].shape), dtype=compute) for i in op.saves)
+    saved = tuple(
+        None if tensors[i] is None else first.new_empty(tuple(tensors[i].shape), dtype=compute) for i in op.saves
+    )
     results = (*outputs, *(None,) * (len(op.outputs) - wanted), *saved)
-    if args[0].is_cuda:
+    if first.is_cuda:
         assert op.cuda_kernel is not None
-        stream = torch.cuda.current_stream(args[0].device).cuda_stream
-        op.cuda_kernel(*args[:arity], *results, *args[arity:], stream)
+        op.cuda_kernel(*tensors, *results, *parameters, torch.cuda.current_stream(first.device).cuda_stream)
     else:
-        op.kernel(*args[:arity], *results, *args[arity:], torch.get_num_threads())
+        op.kernel(*tensors, *results, *parameters, torch.get_num_threads())
     return outputs, saved
 
 
 def _library_kernel(op: Op) -> Callable[..., Any]:
     """All outputs and saved arrays as tensors; a saved array that does not apply is empty, with the batch shape."""
 
+    arity = len(op.inputs)
+
     def kernel(*args: Any) -> Any:
+        # DLPack does not know of lazy negation.
+        args = tuple(t if t is None else t.resolve_neg() for t in args[:arity]) + args[arity:]
         outputs, saved = _run_kernel_saving(op, len(op.outputs), args)
         nothing = (*args[0].shape[: args[0].ndim - op.inputs[0][1]], 0)
         return outputs + tuple(args[0].new_empty(nothing, dtype=outputs[0].dtype) if s is None else s for s in saved)

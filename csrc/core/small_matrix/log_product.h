@@ -18,14 +18,19 @@ class LogProduct {
   // Multiplies by pivot > 0.
   void multiply(E pivot) { multiply_normalised(pivot, pivot - T(1)); }
 
-  double log(int lane = 0) const {
-    return std::log1p(static_cast<double>(lane_of(rest_, lane))) +
-           static_cast<double>(lane_of(exponent_, lane)) * 0.69314718055994530942;
+  // The logarithm of the product, or of each lane's product.
+  E log() const {
+    if constexpr (std::is_same_v<T, E>) {
+      return std::log1p(rest_) + static_cast<T>(exponent_) * T(kLog2);
+    } else {
+      return log1p_of(rest_) + __builtin_convertvector(exponent_, E) * T(kLog2);
+    }
   }
 
  private:
   using Bits = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
   using BitsE = std::conditional_t<std::is_same_v<T, E>, Bits, Vec<Bits>>;
+  static constexpr double kLog2 = 0.69314718055994530942;
   static constexpr int kMantissa = sizeof(T) == 4 ? 23 : 52;
   static constexpr Bits kBias = sizeof(T) == 4 ? 127 : 1023;
 
@@ -41,11 +46,15 @@ class LogProduct {
   static E divide_by_power(E value, BitsE power) {
     return value * reinterpret<E>((kBias - power) * (Bits{1} << kMantissa));
   }
-  static T lane_of(T value, int) { return value; }
-  static Bits lane_of(Bits value, int) { return value; }
-  template <class V>
-  static auto lane_of(const V& value, int lane) -> decltype(value[0]) {
-    return value[lane];
+
+  // log(1 + x) = 2 artanh(x / (2 + x)) for 0 <= x < 1, by its series: s <= 1/3, and kTerms terms reach rounding.
+  static E log1p_of(E x) {
+    constexpr int kTerms = sizeof(T) == 4 ? 8 : 17;
+    const E s = x / (x + T(2));
+    const E square = s * s;
+    E sum = E{} + T(1) / T(2 * kTerms - 1);
+    for (int k = kTerms - 1; k >= 1; --k) sum = sum * square + T(1) / T(2 * k - 1);
+    return T(2) * s * sum;
   }
 
   // factor = 1 + rest, rounded; where the factor lies in [1, 2) the given rest is more accurate than factor - 1.

@@ -39,10 +39,15 @@ class PivotLog {
   }
 
   // NaN where a pivot was not acceptable.
-  T log(int lane = 0) const { return static_cast<T>(log_.log(lane)); }
-  std::int32_t info(int lane = 0) const {
-    const bool finite = log_.log(lane) - log_.log(lane) == 0;
-    return kind == Pivot::kIdentity && !finite ? -1 : static_cast<std::int32_t>(count_of(info_, lane));
+  E log() const { return log_.log(); }
+
+  Count info() const {
+    if constexpr (kind == Pivot::kIdentity) {
+      const E value = log();
+      return value - value == T(0) ? info_ : Count{} - 1;
+    } else {
+      return info_;
+    }
   }
 
  private:
@@ -56,12 +61,6 @@ class PivotLog {
   V first_where(const V& bad, index_t value) const {
     return (info_ == 0) & bad ? V{} + static_cast<decltype(info_[0] + 0)>(value) : info_;
   }
-  static index_t count_of(index_t count, int) { return count; }
-  template <class V>
-  static auto count_of(const V& count, int lane) -> decltype(count[0]) {
-    return count[lane];
-  }
-
   LogProduct<T, E> log_;
   Count info_{};
 };

@@ -113,7 +113,7 @@ class GramSolver {
     cholesky(factor_, log, team);
     if (team.rank() == 0) {
       result.log_det = log.log();
-      result.clamped = log.info();
+      result.clamped = static_cast<std::int32_t>(log.info());
       result.promote = may_promote && rounding_estimate() > kPromotionError * result.log_det;
     }
     team.barrier();
@@ -129,14 +129,6 @@ class GramSolver {
   void gradient(const GradientTarget& target, Team team) const {
     invert(team);
     target.is_double ? write_gradient<double>(target, team) : write_gradient<float>(target, team);
-  }
-
-  // On the features side, after invert(): the gradient of `count` chosen samples alone, by one member.
-  void gradient_of(const GradientTarget& target, const index_t* order, index_t count) const {
-    Workspace workspace;
-    const Rows<T> rows = rows_.gathered(order);
-    target.is_double ? write_samples<double>(target, rows, order, count, Team(), workspace)
-                     : write_samples<float>(target, rows, order, count, Team(), workspace);
   }
 
  private:
@@ -233,7 +225,7 @@ class GramSolver {
     if (problem_.on_samples()) {
       write_features<Out>(target, team, workspace);
     } else {
-      write_samples<Out>(target, rows_, problem_.order, problem_.samples, team, workspace);
+      write_samples<Out>(target, team, workspace);
     }
   }
 
@@ -252,15 +244,14 @@ class GramSolver {
 
   // Z' M, a strip of samples at a time.
   template <class Out>
-  void write_samples(const GradientTarget& target, const Rows<T>& rows, const index_t* order, index_t count, Team team,
-                     Workspace& workspace) const {
-    const index_t features = problem_.features, width = kPanelWidth<T>;
+  void write_samples(const GradientTarget& target, Team team, Workspace& workspace) const {
+    const index_t samples = problem_.samples, features = problem_.features, width = kPanelWidth<T>;
     const Panels<T> strip{workspace.take<T>(features * width), features, width};
-    for (index_t first = team.rank() * width; first < count; first += team.size() * width) {
-      const index_t samples = std::min(width, count - first);
-      const StoreGradient<Out> finish{target, order, root_, features, first, samples, 0, features};
-      pack_rows(rows, first, samples, 0, features, strip);
-      multiply(strip, samples, factor_.lower, features, features, Part::kAll, Team(), finish);
+    for (index_t first = team.rank() * width; first < samples; first += team.size() * width) {
+      const index_t rows = std::min(width, samples - first);
+      const StoreGradient<Out> finish{target, problem_.order, root_, features, first, rows, 0, features};
+      pack_rows(rows_, first, rows, 0, features, strip);
+      multiply(strip, rows, factor_.lower, features, features, Part::kAll, Team(), finish);
     }
   }
 

@@ -52,7 +52,7 @@ void blocked(const Call<T>& call, index_t item, int threads) {
     }
   });
   call.logdet[item] = static_cast<T>(log.log());
-  if (call.info) call.info[item] = log.info();
+  if (call.info) call.info[item] = static_cast<std::int32_t>(log.info());
 }
 
 // Matrices first ... first + kLanes - 1, one per lane; lanes beyond the last item repeat it and are not stored.
@@ -94,9 +94,11 @@ void interleaved(const Call<T>& call, index_t group) {
   }
   PivotLog<T, Vec<T>, kind> log;
   cholesky_interleaved(a, reciprocals, size, log);
+  const auto log_det = log.log();
+  const auto info = log.info();
   for (index_t lane = 0; lane < present; ++lane) {
-    call.logdet[first + lane] = log.log(lane);
-    if (call.info) call.info[first + lane] = log.info(lane);
+    call.logdet[first + lane] = log_det[lane];
+    if (call.info) call.info[first + lane] = static_cast<std::int32_t>(info[lane]);
   }
   if (!call.inverse) return;
   inverse_interleaved<T>(a, reciprocals, size);
@@ -124,6 +126,8 @@ void run(const Call<T>& call, int threads) {
 
 void spd_logdet_cpu(const TensorView& A, const TensorView& logdet, const TensorView* inverse, const TensorView* info,
                     bool implicit_identity, int threads) {
+  if (inverse)
+    prefer_huge_pages(inverse->data, static_cast<std::size_t>(inverse->numel() * element_size(inverse->dtype)));
   dispatch_float(compute_dtype(A.dtype), "spd_logdet", [&](auto tag) {
     using T = typename decltype(tag)::type;
     const Call<T> call{
