@@ -114,7 +114,7 @@ def _cuda_path(name: str) -> tuple[str, str]:
     if DISABLED:
         return "composite", "SUBSPAN_DISABLE is set"
     if OPS[name].cuda_kernel is None:
-        return "composite", "no CUDA kernel of its own"
+        return "composite", "torch operations; its log determinants take the path of spd_logdet"
     if _native.cuda_problem():
         return "composite", _native.cuda_problem()
     if name in CUDA_DEFAULT:

@@ -91,7 +91,7 @@ def cuda_section() -> dict[str, Any]:
     loaded = module is not None and not isinstance(module, str)
     return {
         "module": getattr(module, "__file__", repr(module)) if loaded else (module or "not loaded"),
-        "problem": None if loaded else guarded(lambda: native().cuda_problem()),
+        "problem": guarded(lambda: native().cuda_problem() or None),
         "driver": guarded(driver),
         "driver supports CUDA": guarded(driver_cuda_version),
         "gpus": guarded(gpus),
