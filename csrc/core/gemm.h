@@ -40,7 +40,6 @@ struct Panels {
   // Column `column` as a left operand: its entries are `width` apart.
   T* column(index_t column) const { return panel(column / width) + column % width; }
   T* at(index_t row, index_t column) const { return this->column(column) + row * width; }
-  Panels from_row(index_t row) const { return {data + row * width, depth, width}; }
 };
 
 // A narrow matrix gets narrow panels, so that its rows stay close together.

@@ -2,7 +2,7 @@
 #pragma once
 #include "core/batch.h"
 #include "core/check_view.h"
-#include "ops/coding_rate/gram_problem.h"
+#include "ops/coding_rate/gram_solver.h"
 
 namespace subspan {
 

@@ -1,4 +1,5 @@
 #include "ops/coding_rate/coding_rate.h"
+#include "ops/coding_rate/gram_solver.h"
 
 namespace subspan {
 namespace {

@@ -2,7 +2,6 @@
 //   Z (*batch, n, d) any strides; result (*batch, d, d) packed.
 #pragma once
 #include "core/check_view.h"
-#include "ops/coding_rate/gram_problem.h"
 
 namespace subspan {
 

@@ -1,3 +1,4 @@
+#include "ops/coding_rate/gram_solver.h"
 #include "ops/coding_rate/rate_operator.h"
 
 namespace subspan {
