@@ -30,7 +30,6 @@ void run(const TensorView& Z, const TensorView& labels, const TensorView& rates,
 
 void class_coding_rates_cpu(const TensorView& Z, const TensorView& labels, const TensorView& rates,
                             const TensorView& mass, const TensorView* d_Z, double eps2, index_t classes, int threads) {
-  if (d_Z) prefer_huge_pages(d_Z->data, static_cast<std::size_t>(d_Z->numel() * element_size(d_Z->dtype)));
   dispatch_float(compute_dtype(Z.dtype), "class_coding_rates", [&](auto tag) {
     run<typename decltype(tag)::type>(Z, labels, rates, mass, d_Z, eps2, classes, threads);
   });

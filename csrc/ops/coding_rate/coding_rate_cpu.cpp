@@ -129,7 +129,6 @@ void check_weights(const TensorView& weights) {
 void coding_rate_cpu(const TensorView& Z, const TensorView* weights, const TensorView& rate, const TensorView* info,
                      const TensorView* d_Z, const TensorView* d_weights, const CodingRateParameters& parameters,
                      int threads) {
-  if (d_Z) prefer_huge_pages(d_Z->data, static_cast<std::size_t>(d_Z->numel() * element_size(d_Z->dtype)));
   dispatch_float(compute_dtype(Z.dtype), "coding_rate", [&](auto tag) {
     using T = typename decltype(tag)::type;
     if (weights) check_weights<T>(*weights);

@@ -43,7 +43,6 @@ void run(const TensorView& Z, const TensorView& labels, const TensorView& delta,
 
 void rate_reduction_cpu(const TensorView& Z, const TensorView& labels, const TensorView& delta, const TensorView* d_Z,
                         double eps2, index_t classes, double gamma, int threads) {
-  if (d_Z) prefer_huge_pages(d_Z->data, static_cast<std::size_t>(d_Z->numel() * element_size(d_Z->dtype)));
   dispatch_float(compute_dtype(Z.dtype), "rate_reduction", [&](auto tag) {
     run<typename decltype(tag)::type>(Z, labels, delta, d_Z, eps2, classes, gamma, threads);
   });

@@ -126,8 +126,6 @@ void run(const Call<T>& call, int threads) {
 
 void spd_logdet_cpu(const TensorView& A, const TensorView& logdet, const TensorView* inverse, const TensorView* info,
                     bool implicit_identity, int threads) {
-  if (inverse)
-    prefer_huge_pages(inverse->data, static_cast<std::size_t>(inverse->numel() * element_size(inverse->dtype)));
   dispatch_float(compute_dtype(A.dtype), "spd_logdet", [&](auto tag) {
     using T = typename decltype(tag)::type;
     const Call<T> call{
