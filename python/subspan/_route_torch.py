@@ -216,9 +216,10 @@ def _scaled(upstream: torch.Tensor, saved: torch.Tensor, like: torch.Tensor) -> 
 
 def _scaled_in_place(upstream: torch.Tensor, saved: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     try:
-        return saved.mul_(upstream).to(like.dtype)
+        product = saved.mul_(upstream)
     except RuntimeError:  # a batch of upstreams (is_grads_batched) has more entries than fit in place
         return _scaled(upstream, saved, like)
+    return product if product.dtype is like.dtype else product.to(like.dtype)
 
 
 def _eager_function(op: Op) -> Any:

@@ -151,34 +151,48 @@ void cholesky(const Factor<T>& factor, PivotLog<double, double, kind>& log, Team
   }
 }
 
+namespace detail {
+
+// Column j of L for `Rows` rows from row i on: independent sums that share the loads of the pivot row.
+template <int Rows, class T>
+[[gnu::always_inline]] inline void column_interleaved(Vec<T>* a, index_t size, index_t i, index_t j,
+                                                      Vec<T> reciprocal) {
+  const Vec<T>* pivot_row = a + j * size;
+  Vec<T> sums[Rows];
+#pragma GCC unroll 8
+  for (int r = 0; r < Rows; ++r) sums[r] = a[(i + r) * size + j];
+  for (index_t k = 0; k < j; ++k) {
+    const Vec<T> factor = pivot_row[k];
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r) sums[r] -= a[(i + r) * size + k] * factor;
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < Rows; ++r) a[(i + r) * size + j] = sums[r] * reciprocal;
+}
+
+}  // namespace detail
+
 // The interleaved form: a[i * size + k] holds entry (i, k), i >= k, of kLanes matrices, and L afterwards.
 // reciprocals[k] = 1 / L[k][k].
 template <Pivot kind, class T>
 void cholesky_interleaved(Vec<T>* a, Vec<T>* reciprocals, index_t size, PivotLog<T, Vec<T>, kind>& log) {
-  constexpr index_t block = 4;  // rows sharing one load of the pivot row, with independent sums
   for (index_t j = 0; j < size; ++j) {
     const Vec<T>* pivot_row = a + j * size;
-    Vec<T> schur = pivot_row[j];
-    for (index_t k = 0; k < j; ++k) schur -= pivot_row[k] * pivot_row[k];
-    const Vec<T> diagonal = log.factor_entry(schur, j);
-    const Vec<T> inverse = T(1) / diagonal;
+    Vec<T> even = pivot_row[j], odd{};  // two sums, since one would wait for itself
+    index_t k = 0;
+    for (; k + 2 <= j; k += 2) {
+      even -= pivot_row[k] * pivot_row[k];
+      odd -= pivot_row[k + 1] * pivot_row[k + 1];
+    }
+    if (k < j) even -= pivot_row[k] * pivot_row[k];
+    const Vec<T> diagonal = log.factor_entry(even + odd, j);
+    const Vec<T> reciprocal = T(1) / diagonal;
     a[j * size + j] = diagonal;
-    reciprocals[j] = inverse;
+    reciprocals[j] = reciprocal;
     index_t i = j + 1;
-    for (; i + block <= size; i += block) {
-      Vec<T> sums[block];
-      for (index_t r = 0; r < block; ++r) sums[r] = a[(i + r) * size + j];
-      for (index_t k = 0; k < j; ++k) {
-        const Vec<T> factor = pivot_row[k];
-        for (index_t r = 0; r < block; ++r) sums[r] -= a[(i + r) * size + k] * factor;
-      }
-      for (index_t r = 0; r < block; ++r) a[(i + r) * size + j] = sums[r] * inverse;
-    }
-    for (; i < size; ++i) {
-      Vec<T> sum = a[i * size + j];
-      for (index_t k = 0; k < j; ++k) sum -= a[i * size + k] * pivot_row[k];
-      a[i * size + j] = sum * inverse;
-    }
+    for (; i + 8 <= size; i += 8) detail::column_interleaved<8, T>(a, size, i, j, reciprocal);
+    for (; i + 4 <= size; i += 4) detail::column_interleaved<4, T>(a, size, i, j, reciprocal);
+    for (; i < size; ++i) detail::column_interleaved<1, T>(a, size, i, j, reciprocal);
   }
 }
 

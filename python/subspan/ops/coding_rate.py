@@ -20,6 +20,11 @@ def _batch(matrices: Any) -> tuple[tuple[int, ...]]:
     return ((),) if matrices.ndim == 2 else (tuple(matrices.shape[:-2]),)
 
 
+def _over(upstream: Any, dims: int) -> Any:
+    """One number per item, shaped to multiply the item's array."""
+    return upstream if upstream.ndim == 0 else upstream.reshape(*upstream.shape, *(1,) * dims)
+
+
 def _spd_logdet_cuda(
     A: Any, logdet: Any, info: Any, inverse: Any, implicit_identity: bool, stream: int
 ) -> None:  # fmt: skip
@@ -42,7 +47,7 @@ _spd_logdet = _route.register(
         kernel=_native.cpu.spd_logdet,
         composite=lambda A, implicit_identity: composite.spd_logdet(A, implicit_identity),
         gradient=lambda A, implicit_identity: (composite.spd_logdet_gradient(A, implicit_identity),),
-        backward=lambda g, saved, tensors, parameters, scaled: (scaled(g[..., None, None], saved[0], tensors[0]),),
+        backward=lambda g, saved, tensors, parameters, scaled: (scaled(_over(g, 2), saved[0], tensors[0]),),
         cuda_kernel=_spd_logdet_cuda,
         cuda_serves=_spd_logdet_cuda_serves,
     )
@@ -62,8 +67,8 @@ _coding_rate_op = _route.Op(
         Z, weights, alpha or None, eps2, scale, _SIDE_NAMES[side]
     ),
     backward=lambda g, saved, tensors, parameters, scaled: (
-        scaled(g[..., None, None], saved[0], tensors[0]),
-        None if tensors[1] is None else scaled(g[..., None], saved[1], tensors[1]),
+        scaled(_over(g, 2), saved[0], tensors[0]),
+        None if tensors[1] is None else scaled(_over(g, 1), saved[1], tensors[1]),
     ),
     saves=(0, 1),
 )
@@ -98,7 +103,7 @@ _rate_reduction = _route.register(
         kernel=_native.cpu.rate_reduction,
         composite=lambda *args: composite.rate_reduction(*args),
         gradient=lambda *args: (composite.rate_reduction_gradient(*args),),
-        backward=lambda g, saved, tensors, parameters, scaled: (scaled(g[..., None, None], saved[0], tensors[0]), None),
+        backward=lambda g, saved, tensors, parameters, scaled: (scaled(_over(g, 2), saved[0], tensors[0]), None),
     )
 )
 
