@@ -70,15 +70,19 @@ class Rows {
 template <class T>
 void pack_columns(const Rows<T>& rows, index_t first_row, index_t row_count, index_t first_column, index_t columns,
                   const Panels<T>& to) {
-  T scratch[kPanelWidth<T>];
-  for (index_t p = 0; p * to.width < columns; ++p) {
-    const index_t count = std::min(to.width, columns - p * to.width);
-    T* out = to.panel(p);
-    for (index_t k = 0; k < row_count; ++k, out += to.width) {
-      const T* in = rows.read(first_row + k, first_column + p * to.width, count, scratch);
-      index_t c = 0;
-      for (; c + kLanes<T> <= count; c += kLanes<T>) store(out + c, load(in + c));
-      if (c < count) store(out + c, load_partial(in + c, count - c));
+  constexpr index_t at_once = 8;  // panels filled from one read of a row
+  T scratch[at_once * kPanelWidth<T>];
+  for (index_t c0 = 0; c0 < columns; c0 += at_once * to.width) {
+    const index_t c1 = std::min(columns, c0 + at_once * to.width);
+    for (index_t k = 0; k < row_count; ++k) {
+      const T* in = rows.read(first_row + k, first_column + c0, c1 - c0, scratch);
+      for (index_t c = c0; c < c1; c += to.width) {
+        const index_t end = std::min(c1, c + to.width);
+        T* out = to.at(k, c) - c;
+        index_t i = c;
+        for (; i + kLanes<T> <= end; i += kLanes<T>) store(out + i, load(in + i - c0));
+        if (i < end) store(out + i, load_partial(in + i - c0, end - i));
+      }
     }
   }
 }

@@ -116,11 +116,12 @@ def _run_kernel_saving(op: Op, wanted: int, args: tuple[Any, ...]) -> tuple[tupl
     first = tensors[0]
     compute = COMPUTE_DTYPE[first.dtype]
     shapes = op.shapes(*args)
+    kinds = op.outputs
     outputs = tuple(
-        first.new_empty(shapes[i], dtype=compute if op.outputs[i] == "compute" else torch.int32) for i in range(wanted)
+        [first.new_empty(shapes[i], dtype=compute if kinds[i] == "compute" else torch.int32) for i in range(wanted)]
     )
     saved = tuple(
-        None if tensors[i] is None else first.new_empty(tuple(tensors[i].shape), dtype=compute) for i in op.saves
+        [None if (t := tensors[i]) is None else first.new_empty(tuple(t.shape), dtype=compute) for i in op.saves]
     )
     results = (*outputs, *(None,) * (len(op.outputs) - wanted), *saved)
     if first.is_cuda:
@@ -200,13 +201,13 @@ def _gradient_rule(op: Op) -> tuple[Callable[..., None], Callable[..., Any]]:
         if torch.is_grad_enabled():  # the gradient will be differentiated: say it in differentiable operations
             saved = gradient(*tensors, *ctx.parameters)
         gradients = apply_upstream(upstream[0], saved, tensors, ctx.parameters, _scaled)
-        return _needed(ctx, 0, gradients) + (None,) * len(ctx.parameters)
+        return _needed(ctx, gradients) + (None,) * len(ctx.parameters)
 
     return setup_context, backward
 
 
-def _needed(ctx: Any, first: int, gradients: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(g if needed else None for g, needed in zip(gradients, ctx.needs_input_grad[first:], strict=False))
+def _needed(ctx: Any, gradients: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(g if needed else None for g, needed in zip(gradients, ctx.needs_input_grad, strict=False))
 
 
 def _scaled(upstream: torch.Tensor, saved: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
@@ -252,7 +253,7 @@ def _eager_function(op: Op) -> Any:
             if saved is None:
                 saved = _run_kernel_saving(op, len(op.outputs), (*tensors, *ctx.parameters))[1]
         gradients = op.backward(upstream[0], saved, tensors, ctx.parameters, scaled)
-        return (None, *_needed(ctx, 1, gradients), *nothing)
+        return (None, *gradients, *nothing)
 
     members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
     function: Any = type(f"{op.name}_eager", (torch.autograd.Function,), members)

@@ -76,7 +76,8 @@ class GramSolver {
 
  private:
   static constexpr index_t kDotSamples = 112, kDotFeatures = 256;  // measured: packing pays beyond
-  static constexpr index_t kPackBytes = 24 << 10;                  // of a packed panel: half of a first-level cache
+  static constexpr index_t kStripPanels = 2;
+  static constexpr index_t kPackBytes = 24 << 10;  // of a packed panel: half of a first-level cache
 
   // Every member packs for itself and computes its share of the tiles: packing twice costs less than meeting at a
   // barrier for every block and fetching half of it from another core's cache.
@@ -175,8 +176,8 @@ class GramSolver {
   // K^{-1} Z', a strip of features at a time.
   template <class Out>
   void write_features(const GradientTarget& target, Team team, Workspace& workspace) const {
-    const index_t samples = problem_.samples, features = problem_.features, width = kPanelWidth<T>;
-    const Panels<T> strip{workspace.take<T>(samples * width), samples, width};
+    const index_t samples = problem_.samples, features = problem_.features, width = kStripPanels * kPanelWidth<T>;
+    const Panels<T> strip{workspace.take<T>(samples * width), samples, kPanelWidth<T>};
     for (index_t first = team.rank() * width; first < features; first += team.size() * width) {
       const index_t columns = std::min(width, features - first);
       const StoreGradient<Out> finish{target, problem_.order, root_, features, 0, samples, first, columns};
