@@ -25,20 +25,9 @@ def coding_rate(
     threads: int,
     /,
 ) -> None: ...
-def logdet_gram(
-    Z: Any,
-    weights: Any | None,
-    rate: Any,
-    info: Any | None,
-    d_Z: Any | None,
-    d_weights: Any | None,
-    alpha: float,
-    eps2: float,
-    scale: float,
-    side: int,
-    threads: int,
-    /,
-) -> None: ...
+
+logdet_gram = coding_rate
+
 def class_coding_rates(
     Z: Any, labels: Any, rates: Any, mass: Any, d_Z: Any | None, eps2: float, num_classes: int, threads: int, /
 ) -> None: ...

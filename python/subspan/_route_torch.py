@@ -24,14 +24,10 @@ _functorch_active: Callable[[], bool] = getattr(torch._C, "_are_functorch_transf
 _dispatch_modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
 
 
-def _any_dual(tensors: tuple[Any, ...]) -> bool:
+def _forward_ad_active(tensors: tuple[Any, ...]) -> bool:
     if hasattr(forward_ad, "_current_level"):
-        return False
+        return bool(forward_ad._current_level >= 0)
     return any(isinstance(t, torch.Tensor) and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
-
-
-def _forward_level() -> int:
-    return getattr(forward_ad, "_current_level", -1)
 
 
 def _traced() -> bool:
@@ -100,7 +96,7 @@ def _general_entry(op: Op, function: Any, otherwise: Callable[..., Any]) -> Call
         tensors, first = args[:arity], args[0]
         if not isinstance(first, torch.Tensor):
             return otherwise(wanted, args)
-        if _forward_level() >= 0 or _any_dual(tensors):
+        if _forward_ad_active(tensors):
             raise NotImplementedError(f"{op.name}: forward-mode AD is not supported; use reverse mode")
         if DISABLED or not (first.is_cpu or first.is_meta or _route.cuda_kernel_serves(op.name, *args)):
             return op.composite(*args)[:wanted]
