@@ -1,13 +1,7 @@
 """The linear algebra of representation learning, compiled, for PyTorch, NumPy and CuPy arrays."""
 
-from .ops.coding_rate import (
-    class_coding_rates,
-    coding_rate,
-    logdet_gram,
-    rate_operator,
-    rate_reduction,
-    spd_logdet,
-)
+from .ops.class_coding_rates import class_coding_rates, rate_reduction
+from .ops.coding_rate import coding_rate, logdet_gram, rate_operator, spd_logdet
 
 __version__ = "0.1.0"
 

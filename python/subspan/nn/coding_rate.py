@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from .. import _check
-from ..ops.coding_rate import class_coding_rates, coding_rate
+from ..ops.class_coding_rates import class_coding_rates
+from ..ops.coding_rate import coding_rate
 
 
 class TotalCodingRate(torch.nn.Module):

@@ -1,4 +1,4 @@
-"""Coding rates: the nats a set of features needs at a given precision, and what is saved by coding each class alone."""
+"""Coding rates: the nats a set of features needs at a given precision."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _SIDES = {"auto": 0, "samples": 1, "features": 2}
 _SIDE_NAMES = tuple(_SIDES)
 
 
-def _batch(matrices: Any) -> tuple[tuple[int, ...]]:
+def per_item(matrices: Any) -> tuple[tuple[int, ...]]:
     """The shape of one number per matrix."""
     return ((),) if matrices.ndim == 2 else (tuple(matrices.shape[:-2]),)
 
 
-def _over(upstream: Any, dims: int) -> Any:
+def over(upstream: Any, dims: int) -> Any:
     """One number per item, shaped to multiply the item's array."""
     return upstream if upstream.ndim == 0 else upstream.reshape(*upstream.shape, *(1,) * dims)
 
@@ -43,11 +43,11 @@ _spd_logdet = _route.register(
         inputs=(("A", 2),),
         schema="bool implicit_identity",
         outputs=("compute", "int32"),
-        shapes=lambda A, _: _batch(A) * 2,
+        shapes=lambda A, _: per_item(A) * 2,
         kernel=_native.cpu.spd_logdet,
         composite=lambda A, implicit_identity: composite.spd_logdet(A, implicit_identity),
         gradient=lambda A, implicit_identity: (composite.spd_logdet_gradient(A, implicit_identity),),
-        backward=lambda g, saved, tensors, parameters, scaled: (scaled(_over(g, 2), saved[0], tensors[0]),),
+        backward=lambda g, saved, tensors, parameters, scaled: (scaled(over(g, 2), saved[0], tensors[0]),),
         cuda_kernel=_spd_logdet_cuda,
         cuda_serves=_spd_logdet_cuda_serves,
     )
@@ -58,7 +58,7 @@ _coding_rate_op = _route.Op(
     inputs=(("Z", 2), ("weights", 1)),
     schema="float alpha, float eps2, float scale, int side",
     outputs=("compute", "int32"),
-    shapes=lambda Z, *_: _batch(Z) * 2,
+    shapes=lambda Z, *_: per_item(Z) * 2,
     kernel=_native.cpu.coding_rate,
     composite=lambda Z, weights, alpha, eps2, scale, side: composite.coding_rate(
         Z, weights, alpha or None, eps2, scale, _SIDE_NAMES[side]
@@ -67,45 +67,14 @@ _coding_rate_op = _route.Op(
         Z, weights, alpha or None, eps2, scale, _SIDE_NAMES[side]
     ),
     backward=lambda g, saved, tensors, parameters, scaled: (
-        scaled(_over(g, 2), saved[0], tensors[0]),
-        None if tensors[1] is None else scaled(_over(g, 1), saved[1], tensors[1]),
+        scaled(over(g, 2), saved[0], tensors[0]),
+        None if tensors[1] is None else scaled(over(g, 1), saved[1], tensors[1]),
     ),
     saves=(0, 1),
 )
-_coding_rate = _route.register(_coding_rate_op)
+registered_coding_rate = _route.register(_coding_rate_op)
 # Errors name what was called.
 _logdet_gram = _route.register(dataclasses.replace(_coding_rate_op, name="logdet_gram", kernel=_native.cpu.logdet_gram))
-
-_class_coding_rates = _route.register(
-    _route.Op(
-        name="class_coding_rates",
-        inputs=(("Z", 2), ("labels", 1)),
-        schema="float eps2, int num_classes",
-        outputs=("compute", "compute"),
-        shapes=lambda Z, labels, eps2, num_classes: ((*Z.shape[:-2], num_classes),) * 2,
-        kernel=_native.cpu.class_coding_rates,
-        composite=lambda *args: composite.class_coding_rates(*args),
-        gradient=lambda *args: (composite.class_coding_rates_gradient(*args),),
-        backward=lambda g, saved, tensors, parameters, scaled: (
-            scaled(g.gather(-1, tensors[1].long())[..., None], saved[0], tensors[0]),
-            None,
-        ),
-    )
-)
-
-_rate_reduction = _route.register(
-    _route.Op(
-        name="rate_reduction",
-        inputs=(("Z", 2), ("labels", 1)),
-        schema="float eps2, int num_classes, float gamma",
-        outputs=("compute",),
-        shapes=lambda Z, *_: _batch(Z),
-        kernel=_native.cpu.rate_reduction,
-        composite=lambda *args: composite.rate_reduction(*args),
-        gradient=lambda *args: (composite.rate_reduction_gradient(*args),),
-        backward=lambda g, saved, tensors, parameters, scaled: (scaled(_over(g, 2), saved[0], tensors[0]), None),
-    )
-)
 
 _rate_operator = _route.register(
     _route.Op(
@@ -273,102 +242,8 @@ def coding_rate(
     if weights is not None:
         Z, weights = _weighted(op, Z, weights)
     side_code = 0 if type(side) is str and side == "auto" else _check.choice(op, "side", side, _SIDES)
-    outputs = _coding_rate(1 + return_info, Z, weights, alpha, eps2, scale, side_code)
+    outputs = registered_coding_rate(1 + return_info, Z, weights, alpha, eps2, scale, side_code)
     return tuple(outputs) if return_info else outputs[0]
-
-
-def class_coding_rates(Z: Any, labels: Any, eps2: float, *, num_classes: int | None = None) -> tuple[Any, Any]:
-    r"""Coding rate of the samples of each class.
-
-    .. math:: R_j = \tfrac12 \log\det\left(I + \frac{d}{t_j \varepsilon^2} Z_j^\top Z_j\right), \qquad
-        t_j = \text{number of samples with label } j
-
-    Args:
-        Z: (\*batch, n, d), rows are samples; float64, float32, float16 or bfloat16, any strides. torch, NumPy or CuPy.
-        labels: (\*batch, n), integers in 0 ... num_classes - 1, broadcast with Z.
-        eps2: epsilon squared; number > 0.
-        num_classes: k. None takes the largest label plus one, which reads the labels: CPU outside torch.compile only.
-
-    Returns:
-        (rates, mass), each (\*batch, k): rates in nats, and t_j. An empty class has rate 0 and mass 0.
-
-    Raises:
-        TypeError, ValueError: wrong arrays or shapes, eps2 not > 0, on the CPU a label out of range. On CUDA a label
-            out of range makes its item NaN.
-
-    Cost:
-        Each class is factored on its smaller side: sum_j (s_j^2 b_j + s_j^3 / 3) flops with s_j = min(t_j, d),
-        b_j = max(t_j, d), about three times that with a gradient. Samples are gathered while packing, never copied.
-
-    Gradient:
-        d/(t_j eps2) Z_j M_j for the rows of class j, computed with the forward and saved (as large as Z). The mass has
-        none.
-
-    Source:
-        Yu et al. 2020 (MCR2), the terms of R_c; ``compute_compress_loss`` of the mcr2 repository.
-
-    >>> import numpy as np, subspan
-    >>> rates, mass = subspan.class_coding_rates(np.eye(4), np.array([0, 0, 1, 1]), 0.5)
-    >>> print(mass, rates.round(4))
-    [2. 2.] [1.6094 1.6094]
-    """
-    op = "class_coding_rates"
-    Z, labels, eps2, num_classes = _labelled(op, Z, labels, eps2, num_classes)
-    rates, mass = _class_coding_rates(2, Z, labels, eps2, num_classes)
-    return rates, mass
-
-
-def rate_reduction(
-    Z: Any,
-    labels: Any,
-    eps2: float,
-    *,
-    num_classes: int | None = None,
-    gamma: float = 1.0,
-    return_parts: bool = False,
-) -> Any:
-    r"""Rate reduction: what coding each class alone saves. Maximised, it makes classes low-dimensional and orthogonal.
-
-    .. math:: \Delta R = R(Z) - \gamma R_c, \qquad R_c = \sum_j \frac{t_j}{n} R_j
-
-    Args:
-        Z: (\*batch, n, d), rows are samples; float64, float32, float16 or bfloat16, any strides. torch, NumPy or CuPy.
-        labels: (\*batch, n), integers in 0 ... num_classes - 1, broadcast with Z.
-        eps2: epsilon squared; number > 0.
-        num_classes: k; see :func:`class_coding_rates`.
-        gamma: weight of the compression term.
-        return_parts: also return R and R_c, differentiable; costs a second saved array of the size of Z.
-
-    Returns:
-        (\*batch), in nats, or (delta, R, R_c) with ``return_parts``.
-
-    Raises:
-        As :func:`class_coding_rates`.
-
-    Cost:
-        That of :func:`coding_rate` plus that of :func:`class_coding_rates`; forward and backward are one kernel call.
-
-    Gradient:
-        d/(n eps2) (Z M - gamma Z_j M_j) for the rows of class j, computed with the forward and saved (as large as Z).
-
-    Source:
-        Yu et al. 2020 (MCR2), the rate reduction; ``MaximalCodingRateReduction`` of the mcr2 repository.
-
-    >>> import numpy as np, subspan
-    >>> Z = np.repeat(np.eye(4)[:2], 3, axis=0)  # two orthogonal directions, three samples each
-    >>> print(round(float(subspan.rate_reduction(Z, np.array([0, 0, 0, 1, 1, 1]), 0.5)), 4))
-    0.5108
-    """
-    op = "rate_reduction"
-    Z, labels, eps2, num_classes = _labelled(op, Z, labels, eps2, num_classes)
-    gamma = _check.number(op, "gamma", gamma)
-    _check.flag(op, "return_parts", return_parts)
-    if not return_parts:
-        return _rate_reduction(1, Z, labels, eps2, num_classes, gamma)[0]
-    rate = _coding_rate(1, Z, None, 0.0, eps2, 0.5, 0)[0]
-    rates, mass = _class_coding_rates(2, Z, labels, eps2, num_classes)
-    compressed = (rates * mass).sum(-1) / max(Z.shape[-2], 1)
-    return rate - gamma * compressed, rate, compressed
 
 
 def rate_operator(Z: Any, alpha: float) -> Any:
@@ -417,29 +292,3 @@ def _weighted(op: str, Z: Any, weights: Any) -> tuple[Any, Any]:
     batch = _check.broadcast_batch(op, "weights", weights, 1, "Z", Z, 2)
     weights = _check.cast(weights, _check.COMPUTE_DTYPE[Z.dtype])
     return _check.expand(Z, (*batch, *Z.shape[-2:])), _check.expand(weights, (*batch, Z.shape[-2]))
-
-
-def _labelled(op: str, Z: Any, labels: Any, eps2: float, num_classes: int | None) -> tuple[Any, Any, float, int]:
-    """Arguments of an op on labelled samples, checked and broadcast to one batch shape."""
-    _check.matrix(op, "Z", Z)
-    _check.same_kind(op, "labels", labels, "Z", Z)
-    if labels.dtype not in _check.INTEGER_DTYPES:
-        raise TypeError(f"{op}: labels: expected integers, got {labels.dtype}")
-    if labels.ndim < 1 or labels.shape[-1] != Z.shape[-2]:
-        raise ValueError(
-            f"{op}: labels: expected one label per row of Z {tuple(Z.shape)}, got shape {tuple(labels.shape)}"
-        )
-    eps2 = _check.positive(op, "eps2", eps2)
-    classes = _count_classes(op, labels) if num_classes is None else _check.count(op, "num_classes", num_classes)
-    batch = _check.broadcast_batch(op, "labels", labels, 1, "Z", Z, 2)
-    Z, labels = _check.expand(Z, (*batch, *Z.shape[-2:])), _check.expand(labels, (*batch, Z.shape[-2]))
-    return Z, _check.as_index(labels), eps2, classes
-
-
-def _count_classes(op: str, labels: Any) -> int:
-    if not _check.readable(labels):
-        raise ValueError(f"{op}: num_classes: expected a number where reading labels would synchronise, got None")
-    largest = int(labels.max()) if 0 not in labels.shape else 0
-    if largest < 0:
-        raise ValueError(f"{op}: labels: expected values >= 0, got {largest}")
-    return largest + 1
