@@ -7,6 +7,7 @@
 #include "ops/coding_rate/coding_rate.h"
 #include "ops/coding_rate/rate_operator.h"
 #include "ops/coding_rate/rate_reduction.h"
+#include "ops/coding_rate/soft_class_rates.h"
 #include "ops/coding_rate/spd_logdet.h"
 
 namespace subspan {
@@ -61,6 +62,37 @@ void bind_coding_rate(py::module_& m) {
   });
 }
 
+void bind_soft_classes(py::module_& m) {
+  m.def("soft_class_coding_rates", [](py::handle Z, py::handle membership, py::handle rates, double eps2, int threads) {
+    constexpr const char* op = "class_coding_rates";
+    const ArrayArg z(Z, op, "Z"), pi(membership, op, "membership"), out(rates, op, "rates");
+    check_soft(z.view(), pi.view(), nullptr, nullptr, kDevice, op);
+    check_per_class(out.view(), pi.view(), kDevice, op, "rates");
+    py::gil_scoped_release unlocked;
+    soft_class_coding_rates_cpu(z.view(), pi.view(), out.view(), eps2, threads);
+  });
+  m.def("soft_class_gradient", [](py::handle Z, py::handle membership, py::handle upstream, py::handle d_Z,
+                                  py::handle d_membership, double eps2, int threads) {
+    constexpr const char* op = "class_coding_rates";
+    const ArrayArg z(Z, op, "Z"), pi(membership, op, "membership"), g(upstream, op, "upstream"), dz(d_Z, op, "d_Z"),
+        dpi(d_membership, op, "d_membership");
+    check_soft(z.view(), pi.view(), &dz.view(), &dpi.view(), kDevice, op);
+    check_upstream(g.view(), pi.view(), kDevice, op);
+    py::gil_scoped_release unlocked;
+    soft_class_gradient_cpu(z.view(), pi.view(), g.view(), dz.view(), dpi.view(), eps2, threads);
+  });
+  m.def("soft_rate_reduction", [](py::handle Z, py::handle membership, py::handle delta, py::handle d_Z,
+                                  py::handle d_membership, double eps2, double gamma, int threads) {
+    constexpr const char* op = "rate_reduction";
+    const ArrayArg z(Z, op, "Z"), pi(membership, op, "membership"), out(delta, op, "delta");
+    const OptionalArrayArg dz(d_Z, op, "d_Z"), dpi(d_membership, op, "d_membership");
+    check_soft(z.view(), pi.view(), dz.view(), dpi.view(), kDevice, op);
+    check_output(out.view(), compute_dtype(z.view().dtype), batch_count(z.view(), 2), kDevice, op, "delta");
+    py::gil_scoped_release unlocked;
+    soft_rate_reduction_cpu(z.view(), pi.view(), out.view(), dz.view(), dpi.view(), eps2, gamma, threads);
+  });
+}
+
 #ifdef SUBSPAN_SANITIZE
 // Reads one entry past a heap buffer, so that the tests can see that the sanitizer would have seen it.
 int sanitizer_selftest() {
@@ -81,6 +113,7 @@ PYBIND11_MODULE(SUBSPAN_MODULE_NAME, m, pybind11::mod_gil_not_used()) {
   m.def("measure_fma_peak", &measure_fma_peak, py::arg("seconds"), py::arg("threads"));
   m.def("gemm_benchmark", &measure_gemm, py::arg("n"), py::arg("repeats"));
   bind_coding_rate(m);
+  bind_soft_classes(m);
 #ifdef SUBSPAN_SANITIZE
   m.def("sanitizer_selftest", &sanitizer_selftest);
 #endif

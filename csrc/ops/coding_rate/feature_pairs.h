@@ -1,0 +1,75 @@
+// The Khatri-Rao product of Z with itself, formed while packing: row i holds the products z_a z_b of sample i.
+//
+// Pairs are ordered by shift: s = 0 ... d/2, and within a shift all a, b = (a + s) mod d. Every unordered pair occurs
+// once (twice at s = d/2 for even d), and neighbouring pairs come from neighbouring features: a vector of pairs is the
+// product of two vector loads, and its contribution to a gradient two vector additions.
+#pragma once
+#include "core/pack.h"
+
+namespace subspan {
+
+template <class T>
+class FeaturePairs {
+ public:
+  explicit FeaturePairs(index_t features)
+      : features_(features), padded_(round_up(features, kLanes<T>)), shifts_(features / 2 + 1) {}
+
+  index_t features() const { return features_; }
+  index_t shifts() const { return shifts_; }
+  // Whole panels: pairs with a >= d and those after the last shift are padding.
+  index_t count() const { return round_up(shifts_ * padded_, kPanelWidth<T>); }
+  index_t index(index_t shift, index_t a) const { return shift * padded_ + a; }
+  // How often the pair counts in z M z: a pair of different features twice, unless it occurs twice.
+  T multiplicity(index_t shift) const { return shift == 0 || 2 * shift == features_ ? T(1) : T(2); }
+
+  // Length of a row that is continued periodically, so that z_b of any vector of pairs is one load.
+  index_t periodic() const { return padded_ + shifts_ + kLanes<T>; }
+  // body(shift, first a) of the vector of pairs that starts at `pair`; false in the padding after the last shift.
+  bool locate(index_t pair, index_t& shift, index_t& a) const {
+    shift = pair / padded_;
+    a = pair % padded_;
+    return shift < shifts_;
+  }
+
+  void extend(const T* row, T* periodic_row) const {
+    for (index_t k = 0; k < periodic(); ++k) periodic_row[k] = row[k % features_];
+  }
+  // The transpose of extend: adds a periodic row to a row.
+  template <class Out>
+  void fold(const T* periodic_row, Out* row) const {
+    for (index_t k = 0; k < periodic(); ++k) row[k % features_] += static_cast<Out>(periodic_row[k]);
+  }
+
+  // to[i][.] = one panel of pairs, the first being `pair`, for `samples` periodic rows.
+  void pack_samples(const T* rows, index_t samples, index_t pair, T* to) const {
+    for (int v = 0; v < kTileVectors<T>; ++v) {
+      index_t shift, a;
+      const bool present = locate(pair + v * kLanes<T>, shift, a);
+      T* out = to + v * kLanes<T>;
+      for (index_t i = 0; i < samples; ++i, out += kPanelWidth<T>) {
+        const T* row = rows + i * periodic() + a;
+        store(out, present ? load(row) * load(row + shift) : Vec<T>{});
+      }
+    }
+  }
+
+  // to[p][.] = pairs `pair` + p of one panel of samples, from their features [a][samples], each times its multiplicity.
+  void pack_pairs(const T* features, index_t pair, index_t pairs, T* to) const {
+    constexpr index_t width = kPanelWidth<T>;
+    index_t shift, a;
+    for (index_t p = 0; p < pairs; ++p, to += width) {
+      const bool present = locate(pair + p, shift, a) && a < features_;
+      const T* first = features + a * width;
+      const T* second = features + (a + shift < features_ ? a + shift : a + shift - features_) * width;
+      for (int v = 0; v < kTileVectors<T>; ++v) {
+        const index_t lane = v * kLanes<T>;
+        store(to + lane, present ? load(first + lane) * load(second + lane) * multiplicity(shift) : Vec<T>{});
+      }
+    }
+  }
+
+ private:
+  index_t features_, padded_, shifts_;
+};
+
+}  // namespace subspan
