@@ -93,6 +93,41 @@ def reduction_growth(
     return Bounds(whole.size, outputs, {"Z": gradient})
 
 
+def soft_class_growth(Z: np.ndarray, labels: np.ndarray, eps2: float, *, num_classes: int | None = None) -> Bounds:
+    """A class is a rate with weights. The gradients to Z of all classes are added: k more terms."""
+    (n, d), k = Z.shape, len(labels)
+    rates, gradient, d_labels = np.zeros(k), np.zeros((n, d)), np.zeros((k, n))
+    for j, weights in enumerate(labels):
+        bounds = coding_rate_growth(Z, eps2, weights=weights)
+        rates[j] = bounds.outputs[0]
+        gradient += bounds.gradients["Z"]
+        d_labels[j] = bounds.gradients["weights"] + 1  # the gradient of the mass is exactly its upstream gradient
+    return Bounds(n + d + k, (rates, labels.sum(-1)), {"Z": gradient, "labels": d_labels})
+
+
+def soft_reduction_growth(
+    Z: np.ndarray,
+    labels: np.ndarray,
+    eps2: float,
+    *,
+    num_classes: int | None = None,
+    gamma: float = 1.0,
+    return_parts: bool = False,
+) -> Bounds:
+    whole = coding_rate_growth(Z, eps2)
+    value, gradient, d_labels = 0.0, whole.gradients["Z"].copy(), np.zeros(labels.shape)
+    for j, weights in enumerate(labels):
+        bounds = coding_rate_growth(Z, eps2, weights=weights)
+        share, mass = abs(gamma) / max(len(Z), 1), weights.sum()
+        value += share * mass * bounds.outputs[0]
+        gradient += share * mass * bounds.gradients["Z"]
+        d_labels[j] = share * (mass * bounds.gradients["weights"] + bounds.outputs[0])
+    outputs = (whole.outputs[0] + value,) + (
+        (whole.outputs[0], value / max(abs(gamma), 1e-300)) if return_parts else ()
+    )
+    return Bounds(whole.size + len(labels), outputs, {"Z": gradient, "labels": d_labels})
+
+
 def operator_growth(Z: np.ndarray, alpha: float) -> Bounds:
     M_error = gram_errors(Z, alpha, samples_side=False)[1]
     M = np.abs(np.linalg.inv(np.eye(Z.shape[1]) + alpha * Z.T @ Z))

@@ -65,14 +65,21 @@ class Op:
     growth: Callable[..., Bounds]  # the same call on the float64 arrays of one item
     bad_inputs: Callable[[], list[BadInput]]
     square: bool = False  # matrices must be square, symmetric and positive definite
+    columns_are_rows: tuple[str, ...] = ()  # matrices with a column for every row of the first array
     nonnegative: tuple[str, ...] = ()  # arguments of which negative values are refused
     constant_outputs: int = 0  # trailing outputs that carry no gradient, beside a status
     constrain: Callable[[Arguments], Arguments] = dict  # free arguments to valid ones, differentiably
+    variant: str = ""  # of a name that has several rows
+    registered: str = ""  # of the registered op, where it is not the name
     kernel_gradient: bool = True  # False: the gradient is a formula in torch's own products, which promise no bits
     confined: Callable[[Arguments, int, int], Any] | None = None  # (arguments, item, row) -> mask: where NaN must show
 
     def __repr__(self) -> str:
-        return f"<op {self.name}>"
+        return f"<op {self.title}>"
+
+    @property
+    def title(self) -> str:
+        return f"{self.name} {self.variant}".strip()
 
     def __call__(self, arguments: Arguments) -> tuple[Any, ...]:
         return as_tuple(call(self.function, arguments))
@@ -220,9 +227,9 @@ def value_and_gradients(op: Op, arguments: Arguments) -> Results:
     """The outputs, and the gradient of their weighted sum in every argument that requires one."""
     names = [name for name in op.array_names(arguments) if arguments[name].requires_grad]
     outputs = op(arguments)
-    assert all(output.requires_grad for output in differentiable_outputs(op, outputs)), (
-        "an output has lost its gradient"
-    )
+    every = all(arguments[name].requires_grad for name in op.differentiable if name in op.array_names(arguments))
+    carry = [output.requires_grad for output in differentiable_outputs(op, outputs)]
+    assert all(carry) if every else carry[0], "an output has lost its gradient"
     gradients = torch.autograd.grad(weighted_sum(op, outputs), [arguments[name] for name in names])
     return tuple(output.detach() for output in outputs), dict(zip(names, gradients, strict=True))
 

@@ -32,7 +32,7 @@ def bad_cases(visible_under_vmap: bool = False) -> Any:
     cases = [(op, bad) for op in OPS for bad in op.bad_inputs()]
     if visible_under_vmap:  # shapes, types and numbers, but no values of tensors
         cases = [(op, bad) for op, bad in cases if not only_values(op, bad)]
-    return pytest.mark.parametrize(("op", "bad"), cases, ids=[f"{op.name}-{bad.name}" for op, bad in cases])
+    return pytest.mark.parametrize(("op", "bad"), cases, ids=[f"{op.title}-{bad.name}" for op, bad in cases])
 
 
 def only_values(op: Op, bad: BadInput) -> bool:
@@ -173,7 +173,8 @@ def test_too_few_dimensions(op: Op) -> None:
     arguments = op.sample(DOUBLE).arguments
     for name in op.array_names(arguments):
         for dims in range(op.arrays[name]):
-            refused(op, arguments | {name: arguments[name][(0,) * (arguments[name].ndim - dims)]}, ValueError, name)
+            short = arguments[name][(0,) * (arguments[name].ndim - dims)]
+            refused(op, arguments | {name: short}, (TypeError, ValueError), name)
 
 
 @every_op

@@ -35,7 +35,7 @@ def derivative_cases() -> Any:
     """Small samples (differences cost a call per entry) and every delicate point."""
     cases = [(op, sample) for op in OPS for sample in [*op.samples(DOUBLE), *op.degenerate()]]
     cases = [(op, s) for op, s in cases if sum(s.arguments[a].numel() for a in op.differentiated(s)) <= 130]
-    return pytest.mark.parametrize(("op", "sample"), cases, ids=[f"{op.name}-{s.name}" for op, s in cases])
+    return pytest.mark.parametrize(("op", "sample"), cases, ids=[f"{op.title}-{s.name}" for op, s in cases])
 
 
 @derivative_cases()

@@ -168,10 +168,12 @@ def resized(op: Op, arguments: Arguments, batch: tuple[int, ...], rows: int, col
     def change(tensor: torch.Tensor) -> torch.Tensor:
         vector = op.arrays[name] == 1
         shape = (*batch, rows) if vector else (*batch, columns if is_square else rows, columns)
+        if name in op.columns_are_rows:
+            shape = (*batch, tensor.shape[-2], rows)
         if not tensor.is_floating_point():
             return torch.randint(0, int(tensor.max()) + 1, shape, generator=generator)
         values = torch.randn(shape, generator=generator, dtype=torch.float64)
-        if vector:
+        if vector or name in op.nonnegative:
             values = values.abs()
         if is_square:
             values = values @ values.mT / columns + torch.eye(columns, dtype=torch.float64)

@@ -30,7 +30,7 @@ HALF = [torch.float16, torch.bfloat16]
 
 
 CASES = [(op, sample.name) for op in OPS for sample in op.samples(torch.float64)]
-every_sample = pytest.mark.parametrize(("op", "name"), CASES, ids=[f"{op.name}-{name}" for op, name in CASES])
+every_sample = pytest.mark.parametrize(("op", "name"), CASES, ids=[f"{op.title}-{name}" for op, name in CASES])
 
 
 # --- values and gradients ---

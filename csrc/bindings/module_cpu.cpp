@@ -63,9 +63,15 @@ void bind_coding_rate(py::module_& m) {
 }
 
 void bind_soft_classes(py::module_& m) {
+  m.def("class_mass", [](py::handle membership, py::handle mass, int threads) {
+    const ArrayArg pi(membership, "class_coding_rates", "labels"), out(mass, "class_coding_rates", "mass");
+    check_class_mass(pi.view(), out.view(), kDevice);
+    py::gil_scoped_release unlocked;
+    class_mass_cpu(pi.view(), out.view(), threads);
+  });
   m.def("soft_class_coding_rates", [](py::handle Z, py::handle membership, py::handle rates, double eps2, int threads) {
     constexpr const char* op = "class_coding_rates";
-    const ArrayArg z(Z, op, "Z"), pi(membership, op, "membership"), out(rates, op, "rates");
+    const ArrayArg z(Z, op, "Z"), pi(membership, op, "labels"), out(rates, op, "rates");
     check_soft(z.view(), pi.view(), nullptr, nullptr, kDevice, op);
     check_per_class(out.view(), pi.view(), kDevice, op, "rates");
     py::gil_scoped_release unlocked;
@@ -74,7 +80,7 @@ void bind_soft_classes(py::module_& m) {
   m.def("soft_class_gradient", [](py::handle Z, py::handle membership, py::handle upstream, py::handle d_Z,
                                   py::handle d_membership, double eps2, int threads) {
     constexpr const char* op = "class_coding_rates";
-    const ArrayArg z(Z, op, "Z"), pi(membership, op, "membership"), g(upstream, op, "upstream"), dz(d_Z, op, "d_Z"),
+    const ArrayArg z(Z, op, "Z"), pi(membership, op, "labels"), g(upstream, op, "upstream"), dz(d_Z, op, "d_Z"),
         dpi(d_membership, op, "d_membership");
     check_soft(z.view(), pi.view(), &dz.view(), &dpi.view(), kDevice, op);
     check_upstream(g.view(), pi.view(), kDevice, op);
@@ -84,7 +90,7 @@ void bind_soft_classes(py::module_& m) {
   m.def("soft_rate_reduction", [](py::handle Z, py::handle membership, py::handle delta, py::handle d_Z,
                                   py::handle d_membership, double eps2, double gamma, int threads) {
     constexpr const char* op = "rate_reduction";
-    const ArrayArg z(Z, op, "Z"), pi(membership, op, "membership"), out(delta, op, "delta");
+    const ArrayArg z(Z, op, "Z"), pi(membership, op, "labels"), out(delta, op, "delta");
     const OptionalArrayArg dz(d_Z, op, "d_Z"), dpi(d_membership, op, "d_membership");
     check_soft(z.view(), pi.view(), dz.view(), dpi.view(), kDevice, op);
     check_output(out.view(), compute_dtype(z.view().dtype), batch_count(z.view(), 2), kDevice, op, "delta");

@@ -35,3 +35,19 @@ def rate_reduction(
     Z: Any, labels: Any, delta: Any, d_Z: Any | None, eps2: float, num_classes: int, gamma: float, threads: int, /
 ) -> None: ...
 def rate_operator(Z: Any, operator: Any, alpha: float, threads: int, /) -> None: ...
+def class_mass(membership: Any, mass: Any, threads: int, /) -> None: ...
+def soft_class_coding_rates(Z: Any, membership: Any, rates: Any, eps2: float, threads: int, /) -> None: ...
+def soft_class_gradient(
+    Z: Any, membership: Any, upstream: Any, d_Z: Any, d_membership: Any, eps2: float, threads: int, /
+) -> None: ...
+def soft_rate_reduction(
+    Z: Any,
+    membership: Any,
+    delta: Any,
+    d_Z: Any | None,
+    d_membership: Any | None,
+    eps2: float,
+    gamma: float,
+    threads: int,
+    /,
+) -> None: ...

@@ -24,11 +24,16 @@ from . import _check, _native
 from ._check import COMPUTE_DTYPE, DISABLED, torch
 
 
+def not_differentiable(*_: Any) -> Any:
+    """The gradient of an op that is itself a gradient: its caller is differentiated further, not the op."""
+    raise NotImplementedError("the derivative of this internal op is taken through the function that calls it")
+
+
 @dataclasses.dataclass(frozen=True)
 class Op:
     """One registered operation. Tensor arguments come first, parameters after them.
 
-    name:       of the op, as in error messages and in `torch.ops.subspan`
+    name:       of the op in `torch.ops.subspan`
     inputs:     name and number of core (non-batch) dimensions of each tensor argument
     schema:     library schema of the parameters, e.g. "float alpha, int side"
     outputs:    dtype of each output: "compute" (the type computed in) or "int32"
@@ -39,6 +44,7 @@ class Op:
     backward:   (upstream of the first output, saved, tensors, parameters, scaled) -> gradient of each tensor, where
                 scaled(upstream, saved array, tensor) is the product of the first two in the tensor's type
     saves:      which inputs' shapes the saved arrays have; empty: backward needs the first output itself
+    public:     the function that users call, for error messages; empty: the name
     cuda_kernel, cuda_serves: as kernel, with the stream's handle for the threads; whether it can take these arguments
     """
 
@@ -49,11 +55,16 @@ class Op:
     shapes: Callable[..., Sequence[tuple[int, ...]]]
     kernel: Callable[..., None]
     composite: Callable[..., Any]
-    gradient: Callable[..., Any]
-    backward: Callable[..., Any]
+    gradient: Callable[..., Any] = not_differentiable
+    backward: Callable[..., Any] = not_differentiable
     saves: tuple[int, ...] = (0,)
+    public: str = ""
     cuda_kernel: Callable[..., None] | None = None
     cuda_serves: Callable[..., bool] | None = None
+
+    @property
+    def differentiable(self) -> bool:
+        return self.backward is not not_differentiable
 
     @property
     def op(self) -> Any:
@@ -134,7 +145,7 @@ def threads() -> int:
 def _run_numpy(op: Op, args: tuple[Any, ...], wanted: int) -> tuple[np.ndarray, ...]:
     tensors, parameters = args[: len(op.inputs)], args[len(op.inputs) :]
     if not isinstance(tensors[0], np.ndarray):
-        raise TypeError(f"{op.name}: {op.inputs[0][0]}: CuPy arrays need torch installed")
+        raise TypeError(f"{op.public or op.name}: {op.inputs[0][0]}: CuPy arrays need torch installed")
     # Fields of packed records lie at odd addresses; such an array is copied.
     tensors = tuple(a if a is None else np.require(a, requirements="A") for a in tensors)
     compute = COMPUTE_DTYPE[tensors[0].dtype]

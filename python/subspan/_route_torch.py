@@ -24,6 +24,16 @@ _functorch_active: Callable[[], bool] = getattr(torch._C, "_are_functorch_transf
 _dispatch_modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
 
 
+_BATCHED = [
+    getattr(torch._C._functorch, name, lambda _: True) for name in ("is_batchedtensor", "is_legacy_batchedtensor")
+]
+
+
+def is_batched(tensor: torch.Tensor) -> bool:
+    """Whether a tensor stands for many, as in vmap and in batched gradients."""
+    return not is_compiling() and any(check(tensor) for check in _BATCHED)
+
+
 def _forward_ad_active(tensors: tuple[Any, ...]) -> bool:
     if hasattr(forward_ad, "_current_level"):
         return bool(forward_ad._current_level >= 0)
@@ -97,9 +107,11 @@ def _general_entry(op: Op, function: Any, otherwise: Callable[..., Any]) -> Call
         if not isinstance(first, torch.Tensor):
             return otherwise(wanted, args)
         if _forward_ad_active(tensors):
-            raise NotImplementedError(f"{op.name}: forward-mode AD is not supported; use reverse mode")
+            raise NotImplementedError(f"{op.public or op.name}: forward-mode AD is not supported; use reverse mode")
         if DISABLED or not (first.is_cpu or first.is_meta or _route.cuda_kernel_serves(op.name, *args)):
             return op.composite(*args)[:wanted]
+        if not op.differentiable and is_compiling():  # inside a backward, where no Function can be traced
+            return op.op(*args)[:wanted]
         return function.apply(*args)[:wanted]
 
     return general
@@ -173,8 +185,9 @@ def _define(op: Op) -> None:
         _LIBRARY.impl(op.name, kernel, "CUDA")
     qualified = f"subspan::{op.name}"
     torch.library.register_fake(qualified, (lambda *a: fake(*a)[0]) if single else fake, lib=_LIBRARY)
-    setup, backward = _gradient_rule(op)
-    torch.library.register_autograd(qualified, backward, setup_context=setup, lib=_LIBRARY)
+    if op.differentiable:
+        setup, backward = _gradient_rule(op)
+        torch.library.register_autograd(qualified, backward, setup_context=setup, lib=_LIBRARY)
 
 
 def _gradient_rule(op: Op) -> tuple[Callable[..., None], Callable[..., Any]]:

@@ -15,10 +15,31 @@ void check_membership(const TensorView& membership, const char* op) {
     for (index_t j = 0; j < classes; ++j) {
       for (index_t i = 0; i < samples; ++i) {
         const T value = values[j * membership.step(-2) + i * membership.step(-1)];
-        CHECK(!(value < 0), op, ": membership: expected values >= 0, got ", value);
+        CHECK(!(value < 0), op, ": labels: expected a membership >= 0, got ", value);
       }
     }
   }
+}
+
+// sum_i weights_i, or sum_i weights_i values_i, of one row: four sums, since one would wait for itself.
+template <class T>
+double row_sum(const Rows<T>& rows, index_t row, index_t length, const T* values) {
+  constexpr index_t chunk = 256, ways = 4;
+  T scratch[chunk];
+  double sums[ways] = {};
+  for (index_t i = 0; i < length; i += chunk) {
+    const index_t count = std::min(chunk, length - i);
+    const T* weights = rows.read(row, i, count, scratch);
+    for (index_t k = 0; k < count; ++k) {
+      sums[k % ways] += static_cast<double>(weights[k]) * (values ? static_cast<double>(values[i + k]) : 1.0);
+    }
+  }
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+
+template <class T>
+Rows<T> membership_rows(const TensorView& membership, index_t item) {
+  return {batch_item(membership, 2, item), membership.dtype, membership.step(-2), membership.step(-1)};
 }
 
 // One batch item. The caller says what each class adds to the value, and reads log_det and mass.
@@ -27,7 +48,7 @@ class Item {
  public:
   Item(const TensorView& Z, const TensorView& membership, index_t item, double eps2, int threads, Workspace& workspace)
       : soft_{gram_problem(Z, item),
-              Rows<T>(batch_item(membership, 2, item), membership.dtype, membership.step(-2), membership.step(-1)),
+              membership_rows<T>(membership, item),
               membership.size(-2),
               eps2,
               workspace.take<double>(membership.size(-2)),
@@ -38,7 +59,7 @@ class Item {
     soft_.threads = threads;
     const double entries = static_cast<double>(soft_.classes * soft_.all.samples);
     parallel_for(soft_.classes, useful_threads(entries, threads),
-                 [&](index_t j) { mass_[j] = weighted_sum(j, nullptr); });
+                 [&](index_t j) { mass_[j] = row_sum<T>(soft_.membership, j, soft_.all.samples, nullptr); });
     std::fill_n(soft_.log_det, soft_.classes, 0.0);
     std::fill_n(terms_, soft_.classes, ClassTerm{});
   }
@@ -73,21 +94,6 @@ class Item {
   }
 
  private:
-  // sum_i pi_ji, or sum_i pi_ji values_i: four sums, since one would wait for itself.
-  double weighted_sum(index_t j, const T* values) const {
-    constexpr index_t chunk = 256, ways = 4;
-    T scratch[chunk];
-    double sums[ways] = {};
-    for (index_t i = 0; i < soft_.all.samples; i += chunk) {
-      const index_t count = std::min(chunk, soft_.all.samples - i);
-      const T* pi = soft_.membership.read(j, i, count, scratch);
-      for (index_t k = 0; k < count; ++k) {
-        sums[k % ways] += static_cast<double>(pi[k]) * (values ? static_cast<double>(values[i + k]) : 1.0);
-      }
-    }
-    return (sums[0] + sums[1]) + (sums[2] + sums[3]);
-  }
-
   // Row j of d_membership: from the energies z_i M_j z_i to the gradient.
   void finish(index_t j) const {
     T* row = soft_.d_membership + j * soft_.all.samples;
@@ -97,7 +103,8 @@ class Item {
       std::fill_n(row, soft_.all.samples, T(0));
       return;
     }
-    const double through_mass = term.slope * soft_.log_det[j] - term.factor * alpha * weighted_sum(j, row) / mass;
+    const double through_mass = term.slope * soft_.log_det[j] -
+                                term.factor * alpha * row_sum<T>(soft_.membership, j, soft_.all.samples, row) / mass;
     for (index_t i = 0; i < soft_.all.samples; ++i) {
       row[i] = static_cast<T>(term.factor * alpha * static_cast<double>(row[i]) + through_mass);
     }
@@ -126,6 +133,17 @@ T* item_of(const TensorView* packed, index_t item, index_t elements) {
 }
 
 }  // namespace
+
+void class_mass_cpu(const TensorView& membership, const TensorView& mass, int threads) {
+  dispatch_float(compute_dtype(membership.dtype), "class_coding_rates", [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    const index_t classes = membership.size(-2), rows = batch_count(membership, 2) * classes;
+    parallel_for(rows, useful_threads(static_cast<double>(membership.numel()), threads), [&](index_t row) {
+      const Rows<T> item = membership_rows<T>(membership, row / classes);
+      mass.ptr<T>()[row] = static_cast<T>(row_sum<T>(item, row % classes, membership.size(-1), nullptr));
+    });
+  });
+}
 
 void soft_class_coding_rates_cpu(const TensorView& Z, const TensorView& membership, const TensorView& rates,
                                  double eps2, int threads) {

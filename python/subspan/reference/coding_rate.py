@@ -89,11 +89,15 @@ def _logdet_identity_plus(Z: Array, w: Array, eps2: float | None, alpha: float |
 def class_coding_rates(
     Z: ArrayLike, labels: ArrayLike, eps2: float, *, num_classes: int | None = None
 ) -> tuple[Array, Array]:
-    """The rates that MCR2's R^c(Z, eps | Pi) averages, with Pi_j = diag(label = j), and their masses tr(Pi_j)."""
-    Z, labels = np.asarray(Z, dtype=np.float64), np.asarray(labels)
-    if num_classes is None:
-        num_classes = int(labels.max()) + 1
-    membership = (labels[..., None, :] == np.arange(num_classes)[:, None]).astype(np.float64)  # (*batch, k, n)
+    """The rates that MCR2's R^c(Z, eps | Pi) averages, and their masses tr(Pi_j).
+
+    Pi_j = diag(label = j) for integer labels, diag(membership[j]) for a membership (*batch, k, n).
+    """
+    Z, membership = np.asarray(Z, dtype=np.float64), np.asarray(labels)
+    if np.issubdtype(membership.dtype, np.integer):
+        count = int(membership.max()) + 1 if num_classes is None else num_classes
+        membership = membership[..., None, :] == np.arange(count)[:, None]
+    membership = membership.astype(np.float64)
     rates = coding_rate(Z[..., None, :, :], eps2, weights=membership)
     return rates, np.broadcast_to(membership.sum(-1), rates.shape).copy()
 
