@@ -1,7 +1,10 @@
-"""The cases, by family. A family is a module with a tuple CASES."""
+"""The cases, by family. A family is a tuple of cases, from one module or several."""
 
 from harness.case import Case
 
-from . import coding_rate, core
+from . import coding_rate, core, soft_classes
 
-FAMILIES: dict[str, tuple[Case, ...]] = {"core": core.CASES, "coding_rate": coding_rate.CASES}
+FAMILIES: dict[str, tuple[Case, ...]] = {
+    "core": core.CASES,
+    "coding_rate": (*coding_rate.CASES, *soft_classes.CASES),
+}

@@ -24,11 +24,21 @@ class FeaturePairs {
 
   // Length of a row that is continued periodically, so that z_b of any vector of pairs is one load.
   index_t periodic() const { return padded_ + shifts_ + kLanes<T>; }
-  // body(shift, first a) of the vector of pairs that starts at `pair`; false in the padding after the last shift.
-  bool locate(index_t pair, index_t& shift, index_t& a) const {
-    shift = pair / padded_;
-    a = pair % padded_;
-    return shift < shifts_;
+  // The vectors of one panel: `shift` and the first a of each; those after the last shift are not present.
+  struct Panel {
+    index_t shift[kTileVectors<T>], a[kTileVectors<T>];
+    bool present[kTileVectors<T>], twice[kTileVectors<T>];
+  };
+  Panel panel(index_t first_pair) const {
+    Panel panel;
+    for (int v = 0; v < kTileVectors<T>; ++v) {
+      const index_t pair = first_pair + v * kLanes<T>;
+      panel.shift[v] = pair / padded_;
+      panel.a[v] = pair % padded_;
+      panel.present[v] = panel.shift[v] < shifts_;
+      panel.twice[v] = multiplicity(panel.shift[v]) == 2;
+    }
+    return panel;
   }
 
   void extend(const T* row, T* periodic_row) const {
@@ -42,13 +52,12 @@ class FeaturePairs {
 
   // to[i][.] = one panel of pairs, the first being `pair`, for `samples` periodic rows.
   void pack_samples(const T* rows, index_t samples, index_t pair, T* to) const {
+    const Panel of = panel(pair);
     for (int v = 0; v < kTileVectors<T>; ++v) {
-      index_t shift, a;
-      const bool present = locate(pair + v * kLanes<T>, shift, a);
       T* out = to + v * kLanes<T>;
       for (index_t i = 0; i < samples; ++i, out += kPanelWidth<T>) {
-        const T* row = rows + i * periodic() + a;
-        store(out, present ? load(row) * load(row + shift) : Vec<T>{});
+        const T* row = rows + i * periodic() + of.a[v];
+        store(out, of.present[v] ? load(row) * load(row + of.shift[v]) : Vec<T>{});
       }
     }
   }
@@ -56,9 +65,10 @@ class FeaturePairs {
   // to[p][.] = pairs `pair` + p of one panel of samples, from their features [a][samples], each times its multiplicity.
   void pack_pairs(const T* features, index_t pair, index_t pairs, T* to) const {
     constexpr index_t width = kPanelWidth<T>;
-    index_t shift, a;
-    for (index_t p = 0; p < pairs; ++p, to += width) {
-      const bool present = locate(pair + p, shift, a) && a < features_;
+    index_t shift = pair / padded_, a = pair % padded_;
+    for (index_t p = 0; p < pairs; ++p, to += width, ++a) {
+      if (a == padded_) a = 0, ++shift;
+      const bool present = shift < shifts_ && a < features_;
       const T* first = features + a * width;
       const T* second = features + (a + shift < features_ ? a + shift : a + shift - features_) * width;
       for (int v = 0; v < kTileVectors<T>; ++v) {

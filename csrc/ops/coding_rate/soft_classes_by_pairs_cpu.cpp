@@ -30,23 +30,22 @@ struct AddPairs {
   const T* rows;  // periodic, of the first sample of the product
   T* sums;        // periodic
   index_t samples;
-  index_t pair;  // the first of the panel
+  typename FeaturePairs<T>::Panel panel;
 
   template <int Vectors>
   [[gnu::always_inline]] void operator()(index_t row, index_t, Vec<T> (&sums_of)[kTileRows][Vectors]) const {
     const index_t step = pairs.periodic();
 #pragma GCC unroll 3
     for (int v = 0; v < Vectors; ++v) {
-      index_t shift, a;
-      if (!pairs.locate(pair + v * kLanes<T>, shift, a)) break;
-      const bool both = pairs.multiplicity(shift) == 2;
+      if (!panel.present[v]) break;
+      const index_t shift = panel.shift[v];
+      const T* z = rows + row * step + panel.a[v];
+      T* sum = sums + row * step + panel.a[v];
 #pragma GCC unroll 8
-      for (int i = 0; i < kTileRows; ++i) {
+      for (int i = 0; i < kTileRows; ++i, z += step, sum += step) {
         if (row + i >= samples) break;
-        const T* z = rows + (row + i) * step + a;
-        T* sum = sums + (row + i) * step + a;
         store(sum, load(sum) + sums_of[i][v] * load(z + shift));
-        if (both) store(sum + shift, load(sum + shift) + sums_of[i][v] * load(z));
+        if (panel.twice[v]) store(sum + shift, load(sum + shift) + sums_of[i][v] * load(z));
       }
     }
   }
@@ -78,8 +77,6 @@ class PairSolver {
       const index_t panel = std::max({kSampleBlock * width, kPairBlock * width, pairs_.features()});
       scratch_.push_back({workspace.take<T>(panel), workspace.take<T>(left)});
     }
-    const Panels<T>& matrix = factors_[0].matrix();
-    for (index_t b = 0; b < pairs_.features(); ++b) column_.push_back(matrix.column(b) - matrix.data);
   }
 
   void run(Team team) {
@@ -170,8 +167,9 @@ class PairSolver {
       }
       const index_t j = first + c;
       const T alpha = static_cast<T>(soft_.alpha(j));
-      T* matrix = factor.matrix().data;
-      visit(c, [=](T entry, index_t place) { return matrix[place] = alpha * entry; });
+      for_each_run(c, factor.matrix(), [alpha](const T* pairs, T* entries, index_t step, index_t count) {
+        for (index_t k = 0; k < count; ++k) entries[k * step] = alpha * pairs[k];
+      });
       GramRate rate;
       if (!factor.factor(rate)) {
         promoted_[size(j)] = 1;
@@ -180,25 +178,29 @@ class PairSolver {
       }
       soft_.log_det[j] = rate.log_det;
       if (!soft_.gradient()) continue;
-      factor.invert();
-      visit(c, [=](T, index_t place) { return matrix[place]; });
+      clear(c);  // the padding too
+      for_each_run(c, factor.invert(), [](T* pairs, const T* entries, index_t step, index_t count) {
+        for (index_t k = 0; k < count; ++k) pairs[k] = entries[k * step];
+      });
     }
   }
 
-  // Every pair of row c becomes body(entry, place of that entry in the panels of a factor); padding becomes zero.
+  // body(pairs, entries, step, count) for runs of neighbouring pairs of row c and of the factor's entries they stand
+  // for, which lie on diagonals of its upper triangle.
   template <class Body>
-  void visit(index_t c, Body&& body) const {
-    const index_t features = pairs_.features(), width = factors_[0].matrix().width;
-    for (index_t p = 0; p < pairs_.count(); p += kLanes<T>) {
-      T* entries = matrices_.at(c, p);
-      index_t shift, a;
-      const index_t present = pairs_.locate(p, shift, a) ? std::min<index_t>(kLanes<T>, features - a) : 0;
-      for (index_t lane = 0; lane < present; ++lane, ++a) {
-        const index_t b = a + shift;
-        const index_t place = b < features ? column_[size(b)] + a * width : column_[size(a)] + (b - features) * width;
-        entries[lane] = body(entries[lane], place);
+  void for_each_run(index_t c, const Panels<T>& matrix, Body&& body) const {
+    const index_t features = pairs_.features();
+    const auto diagonal = [&](index_t pair, index_t high, index_t count) {
+      for (index_t low = 0; low < count;) {
+        const index_t inside = std::min(matrix.width - high % matrix.width, matrices_.width - pair % matrices_.width);
+        const index_t length = std::min(count - low, inside);
+        body(matrices_.at(c, pair), matrix.at(low, high), matrix.width + 1, length);
+        low += length, high += length, pair += length;
       }
-      for (index_t lane = std::max<index_t>(present, 0); lane < kLanes<T>; ++lane) entries[lane] = 0;
+    };
+    for (index_t shift = 0; shift < pairs_.shifts(); ++shift) {
+      diagonal(pairs_.index(shift, 0), shift, features - shift);
+      diagonal(pairs_.index(shift, features - shift), features - shift, shift);
     }
   }
 
@@ -250,7 +252,8 @@ class PairSolver {
       const Panels<T> left{scratch_[size(team.rank())].left, count, kPanelWidth<T>};
       pack_columns(shares, first, count, i, block, left);
       for (index_t p = 0; p < pairs_.count(); p += matrices_.width) {
-        const AddPairs<T> finish{pairs_, rows_ + i * pairs_.periodic(), sums_ + i * pairs_.periodic(), block, p};
+        const AddPairs<T> finish{pairs_, rows_ + i * pairs_.periodic(), sums_ + i * pairs_.periodic(), block,
+                                 pairs_.panel(p)};
         const Panels<T> right{matrices_.at(0, p), matrices_.depth, matrices_.width};
         multiply(left, block, right, matrices_.width, count, Part::kAll, Team(), finish);
       }
@@ -269,7 +272,6 @@ class PairSolver {
   index_t samples_, chunk_;
   std::vector<char> promoted_;
   std::vector<GramFactor<T>> factors_;  // one per member
-  std::vector<index_t> column_;         // where a column of a factor starts in its panels
   std::vector<Scratch> scratch_;
   T* rows_;               // periodic
   Panels<T> membership_;  // [samples][classes of the chunk]
