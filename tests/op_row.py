@@ -66,6 +66,7 @@ class Op:
     bad_inputs: Callable[[], list[BadInput]]
     square: bool = False  # matrices must be square, symmetric and positive definite
     columns_are_rows: tuple[str, ...] = ()  # matrices with a column for every row of the first array
+    square_of_columns: tuple[str, ...] = ()  # matrices as large as the first array has columns, both ways
     nonnegative: tuple[str, ...] = ()  # arguments of which negative values are refused
     constant_outputs: int = 0  # trailing outputs that carry no gradient, beside a status
     constrain: Callable[[Arguments], Arguments] = dict  # free arguments to valid ones, differentiably

@@ -170,6 +170,8 @@ def resized(op: Op, arguments: Arguments, batch: tuple[int, ...], rows: int, col
         shape = (*batch, rows) if vector else (*batch, columns if is_square else rows, columns)
         if name in op.columns_are_rows:
             shape = (*batch, tensor.shape[-2], rows)
+        if name in op.square_of_columns:
+            shape = (*batch, columns, columns)
         if not tensor.is_floating_point():
             return torch.randint(0, int(tensor.max()) + 1, shape, generator=generator)
         values = torch.randn(shape, generator=generator, dtype=torch.float64)

@@ -5,6 +5,7 @@
 #include "core/parallel.h"
 #include "ops/coding_rate/class_coding_rates.h"
 #include "ops/coding_rate/coding_rate.h"
+#include "ops/coding_rate/covariance_contrast.h"
 #include "ops/coding_rate/rate_operator.h"
 #include "ops/coding_rate/rate_reduction.h"
 #include "ops/coding_rate/soft_class_rates.h"
@@ -59,6 +60,19 @@ void bind_coding_rate(py::module_& m) {
     check_rate_operator(z.view(), out.view(), kDevice);
     py::gil_scoped_release unlocked;
     rate_operator_cpu(z.view(), out.view(), alpha, threads);
+  });
+}
+
+void bind_covariance_contrast(py::module_& m) {
+  m.def("covariance_contrast", [](py::handle z, py::handle C, py::handle contrast, py::handle covariance,
+                                  py::handle d_z, double beta, bool detach_covariance, int threads) {
+    constexpr const char* op = "covariance_contrast";
+    const ArrayArg rows(z, op, "z"), previous(C, op, "C"), out(contrast, op, "contrast");
+    const OptionalArrayArg next(covariance, op, "covariance"), dz(d_z, op, "d_z");
+    check_covariance_contrast(rows.view(), previous.view(), out.view(), next.view(), dz.view(), kDevice);
+    py::gil_scoped_release unlocked;
+    covariance_contrast_cpu(rows.view(), previous.view(), out.view(), next.view(), dz.view(), {beta, detach_covariance},
+                            threads);
   });
 }
 
@@ -119,6 +133,7 @@ PYBIND11_MODULE(SUBSPAN_MODULE_NAME, m, pybind11::mod_gil_not_used()) {
   m.def("measure_fma_peak", &measure_fma_peak, py::arg("seconds"), py::arg("threads"));
   m.def("gemm_benchmark", &measure_gemm, py::arg("n"), py::arg("repeats"));
   bind_coding_rate(m);
+  bind_covariance_contrast(m);
   bind_soft_classes(m);
 #ifdef SUBSPAN_SANITIZE
   m.def("sanitizer_selftest", &sanitizer_selftest);

@@ -2,6 +2,7 @@
 
 from .ops.class_coding_rates import class_coding_rates, rate_reduction
 from .ops.coding_rate import coding_rate, logdet_gram, rate_operator, spd_logdet
+from .ops.covariance_contrast import covariance_contrast
 
 __version__ = "0.1.0"
 
@@ -17,6 +18,7 @@ def __getattr__(name: str) -> object:
 __all__ = [
     "class_coding_rates",
     "coding_rate",
+    "covariance_contrast",
     "logdet_gram",
     "rate_operator",
     "rate_reduction",

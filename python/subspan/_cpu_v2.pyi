@@ -51,3 +51,14 @@ def soft_rate_reduction(
     threads: int,
     /,
 ) -> None: ...
+def covariance_contrast(
+    z: Any,
+    C: Any,
+    contrast: Any,
+    covariance: Any | None,
+    d_z: Any | None,
+    beta: float,
+    detach_covariance: bool,
+    threads: int,
+    /,
+) -> None: ...

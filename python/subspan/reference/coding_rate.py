@@ -6,6 +6,9 @@ ReduNet: Chan, Yu, You, Qi, Wright, Ma, ReduNet: A White-box Deep Network from t
          Reduction, 2022, arXiv:2105.10446
 EMP-SSL: Tong, Chen, Ma, LeCun, EMP-SSL: Towards Self-Supervised Learning in One Training Epoch, 2023, arXiv:2304.03977
 
+TiCo:    Zhu, Moraes, Karakulak, Sobol, Canziani, LeCun, TiCo: Transformation Invariance and Covariance Contrast for
+         Self-Supervised Visual Representation Learning, 2022, arXiv:2206.10698
+
 The papers hold samples as columns; here they are rows, so their Z Z^T is Z^T Z. eps2 is their epsilon squared.
 """
 
@@ -126,3 +129,13 @@ def rate_operator(Z: ArrayLike, alpha: float) -> Array:
     for item in np.ndindex(Z.shape[:-2]):
         operator[item] = alpha * np.linalg.inv(np.eye(Z.shape[-1]) + alpha * Z[item].T @ Z[item])
     return operator
+
+
+def covariance_contrast(z: ArrayLike, C: ArrayLike, beta: float, *, detach_covariance: bool = False) -> Any:
+    """TiCo's mean of z_i C' z_i with C' = beta C + (1 - beta) z^T z / n, and C'. Detaching makes no difference here."""
+    z, C = np.asarray(z, dtype=np.float64), np.asarray(C, dtype=np.float64)
+    samples, features = z.shape[-2:]
+    batch = np.broadcast_shapes(z.shape[:-2], C.shape[:-2])
+    covariance = beta * C + (1 - beta) * z.swapaxes(-1, -2) @ z / max(samples, 1)
+    contrast = ((z @ covariance) * z).sum((-1, -2)) / max(samples, 1)
+    return contrast, np.broadcast_to(covariance, (*batch, features, features)).copy()
