@@ -1,5 +1,13 @@
 """Modules that replace those of published repositories by changing the import."""
 
 from .coding_rate import MaximalCodingRateReduction, TotalCodingRate
+from .self_supervised import BarlowLoss, EMPSSLLoss, SimDINOExpansion, TiCoLoss
 
-__all__ = ["MaximalCodingRateReduction", "TotalCodingRate"]
+__all__ = [
+    "BarlowLoss",
+    "EMPSSLLoss",
+    "MaximalCodingRateReduction",
+    "SimDINOExpansion",
+    "TiCoLoss",
+    "TotalCodingRate",
+]

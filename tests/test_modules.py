@@ -1,0 +1,137 @@
+"""What every module must do: train under DDP, torch.compile, autocast with GradScaler and activation checkpointing; be
+copied, pickled, saved and loaded. A module is one entry of MODULES."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from sample_arrays import normal
+from subspan import nn
+
+LABELS = torch.arange(12) % 3
+
+#: Module and how to get a scalar from it and from features (2, 12, 8).
+MODULES: dict[str, tuple[Callable[[], torch.nn.Module], Callable[[Any, Tensor], Tensor]]] = {
+    "TotalCodingRate": (lambda: nn.TotalCodingRate(eps=0.2), lambda m, z: m(z).sum()),
+    "MaximalCodingRateReduction": (
+        lambda: nn.MaximalCodingRateReduction(eps=0.5),
+        lambda m, z: m(z, LABELS.expand(2, 12), 3)[0].sum(),
+    ),
+    "EMPSSLLoss": (lambda: nn.EMPSSLLoss(), lambda m, z: m(z)),
+    "SimDINOExpansion": (lambda: nn.SimDINOExpansion(eps=0.05), lambda m, z: m(z)),
+    "TiCoLoss": (lambda: nn.TiCoLoss(), lambda m, z: m(torch.eye(8, dtype=z.dtype), z[0], z[1])[0]),
+    "BarlowLoss": (lambda: nn.BarlowLoss(), lambda m, z: m(z[0], z[1])),
+}
+
+every_module = pytest.mark.parametrize("name", MODULES)
+
+
+class Model(torch.nn.Module):
+    """A projection and the module on it, as a scalar loss."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.project = torch.nn.Linear(10, 8)
+        self.module = MODULES[name][0]()
+        self.apply_module = MODULES[name][1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.apply_module(self.module, torch.nn.functional.normalize(self.project(x), dim=-1))
+
+
+def test_every_public_module_is_here() -> None:
+    assert set(MODULES) == set(nn.__all__)
+
+
+def loss_and_gradients(model: torch.nn.Module, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+    model.zero_grad()
+    loss = model(x)
+    loss.backward()
+    return loss.detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+
+def check_same(actual: tuple[Tensor, list[Tensor]], expected: tuple[Tensor, list[Tensor]], rtol: float = 1e-9) -> None:
+    assert len(actual[1]) == len(expected[1]) > 0
+    torch.testing.assert_close(actual[0], expected[0], rtol=rtol, atol=rtol)
+    for gradient, wanted in zip(actual[1], expected[1], strict=True):
+        torch.testing.assert_close(gradient, wanted, rtol=rtol, atol=rtol * max(1.0, wanted.abs().max().item()))
+
+
+@every_module
+@pytest.mark.no_sanitizer
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # the compiler's own
+def test_compiles_to_one_graph(name: str) -> None:
+    model, x = Model(name).double(), normal(1, 2, 12, 10)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    check_same(loss_and_gradients(compiled, x), loss_and_gradients(model, x))
+
+
+@every_module
+def test_activation_checkpointing(name: str) -> None:
+    model, x = Model(name).double(), normal(1, 2, 12, 10)
+    expected = loss_and_gradients(model, x)
+    model.zero_grad()
+    loss = checkpoint(model, x, use_reentrant=False)
+    loss.backward()
+    check_same((loss.detach(), [p.grad for p in model.parameters() if p.grad is not None]), expected)
+
+
+@every_module
+def test_autocast_with_a_gradient_scaler(name: str) -> None:
+    """Features are rounded to bfloat16; what is computed from them is not."""
+    model, x = Model(name), normal(1, 2, 12, 10).float()
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    optimiser = torch.optim.SGD(model.parameters(), lr=1e-3)
+    exact, _ = loss_and_gradients(copy.deepcopy(model), x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model(x)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss.detach(), exact, rtol=0.05, atol=0.05)
+    before = [p.detach().clone() for p in model.parameters()]
+    scaler.scale(loss).backward()
+    scaler.step(optimiser)
+    scaler.update()
+    assert scaler.get_scale() == 1024.0, "the step was skipped: a gradient was not finite"
+    assert any(not torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
+
+
+@every_module
+def test_copies_behave_alike(name: str) -> None:
+    model, x = Model(name).double(), normal(1, 2, 12, 10)
+    expected = loss_and_gradients(model, x)
+    check_same(loss_and_gradients(copy.deepcopy(model), x), expected)
+    module = pickle.loads(pickle.dumps(model.module))
+    assert repr(module) == repr(model.module)
+    fresh = Model(name).double()
+    fresh.load_state_dict(model.state_dict())
+    check_same(loss_and_gradients(fresh, x), expected)
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    if not torch.distributed.is_available():
+        pytest.skip("torch is built without distributed")
+    file = tmp_path_factory.mktemp("group") / "store"
+    torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@every_module
+@pytest.mark.no_sanitizer
+def test_distributed_data_parallel(name: str, one_process: None) -> None:
+    model, x = Model(name).double(), normal(1, 2, 12, 10)
+    expected = loss_and_gradients(model, x)
+    check_same(loss_and_gradients(DistributedDataParallel(copy.deepcopy(model)), x), expected)
