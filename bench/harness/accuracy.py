@@ -35,8 +35,10 @@ def _evaluate(function: Callable[..., Tensor], inputs: Sequence[Tensor], backwar
     leaves = [x.detach().requires_grad_(backward and x.is_floating_point()) for x in inputs]
     with torch.set_grad_enabled(backward):
         value = function(*leaves)
-        gradients = torch.autograd.grad(value.sum(), [x for x in leaves if x.requires_grad]) if backward else ()
-    return Exact(_to_float64(value.detach()), [_to_float64(gradient) for gradient in gradients])
+        wanted = [x for x in leaves if x.requires_grad]
+        gradients = torch.autograd.grad(value.sum(), wanted, allow_unused=True) if backward else ()
+    # An input that the reference holds constant has no gradient, and may have none in a variant either.
+    return Exact(_to_float64(value.detach()), [_to_float64(g) for g in gradients if g is not None])
 
 
 def _to_float64(x: Tensor) -> Tensor:

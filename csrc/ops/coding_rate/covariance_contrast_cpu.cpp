@@ -36,6 +36,7 @@ class Item {
       *contrast = static_cast<T>(sum + (sum - sum));  // not finite: NaN
     }
     if (!d_z) return;
+    make_symmetric(team);
     const GradientRows<T> of{rows_, samples_, features_, nullptr, nullptr};
     const GradientTarget target{d_z, sizeof(T) == 8, 2.0 / static_cast<double>(samples_), false};
     write_right_product<T>(matrix_, of, target, team);
@@ -61,32 +62,65 @@ class Item {
     team.barrier();
   }
 
-  // Row by row: C' to the caller, its product with B, and the matrix of the gradient in place of B.
+  // Row by row: C' to the caller, its product with B, and in place of B what becomes the gradient's matrix when it is
+  // made symmetric.
   void update(T* covariance, bool gradient, const CovarianceParameters& parameters, Team team) const {
     Workspace workspace;
     const T beta = static_cast<T>(parameters.beta), rest = static_cast<T>(1 - parameters.beta);
     const T share = parameters.detach_covariance ? rest : 2 * rest;
     T* scratch = workspace.take<T>(features_);
+    T* gathered = workspace.take<T>(features_);
     for (index_t i = team.rank(); i < features_; i += team.size()) {
       T* out = covariance ? covariance + i * features_ : scratch;
       const T* row = previous_ + i * row_step_;
-      const T* column = previous_ + i * column_step_;
+      if (column_step_ != 1) {
+        for (index_t j = 0; j < features_; ++j) gathered[j] = row[j * column_step_];
+        row = gathered;
+      }
       double sum = 0;
       for (index_t first = 0; first < features_; first += matrix_.width) {
         const index_t count = std::min(matrix_.width, features_ - first);
         T* B = matrix_.at(i, first);
-        T part = 0;
-        for (index_t k = 0; k < count; ++k) {
-          const index_t j = first + k;
-          const T c = row[j * column_step_], b = B[k];
-          out[j] = beta * c + rest * b;
-          part += out[j] * b;
-          if (gradient) B[k] = beta * (T(0.5) * (c + column[j * row_step_])) + share * b;
+        Vec<T> part{};
+        index_t k = 0;
+        for (; k + kLanes<T> <= count; k += kLanes<T>) {
+          const Vec<T> c = beta * load(row + first + k), b = load(B + k), next = c + rest * b;
+          store(out + first + k, next);
+          part += next * b;
+          if (gradient) store(B + k, c + share * b);
         }
-        sum += static_cast<double>(part);
+        for (; k < count; ++k) {
+          const T c = beta * row[first + k], b = B[k], next = c + rest * b;
+          out[first + k] = next;
+          part[0] += next * b;
+          if (gradient) B[k] = c + share * b;
+        }
+        for (int lane = 0; lane < kLanes<T>; ++lane) sum += static_cast<double>(part[lane]);
       }
       row_sums_[i] = sum;
     }
+  }
+
+  // (G + G^T) / 2, square by square.
+  void make_symmetric(Team team) const {
+    constexpr index_t lanes = kLanes<T>;
+    index_t turn = 0;
+    for (index_t row = 0; row < features_; row += lanes) {
+      for (index_t column = row; column < features_; column += lanes, ++turn) {
+        if (turn % team.size() != team.rank()) continue;
+        Vec<T> here[lanes], there[lanes];
+        for (index_t i = 0; i < lanes; ++i) {
+          here[i] = row + i < features_ ? load(matrix_.at(row + i, column)) : Vec<T>{};
+          there[i] = column + i < features_ ? load(matrix_.at(column + i, row)) : Vec<T>{};
+        }
+        transpose_square<T>(there);
+        for (index_t i = 0; i < lanes; ++i) here[i] = T(0.5) * (here[i] + there[i]);
+        for (index_t i = 0; i < std::min(lanes, features_ - row); ++i) store(matrix_.at(row + i, column), here[i]);
+        transpose_square<T>(here);
+        for (index_t i = 0; i < std::min(lanes, features_ - column); ++i) store(matrix_.at(column + i, row), here[i]);
+      }
+    }
+    team.barrier();
   }
 
   Rows<T> rows_;
