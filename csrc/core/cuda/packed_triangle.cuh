@@ -16,11 +16,10 @@ struct TrianglePosition {
 };
 
 __device__ inline TrianglePosition triangle_position(int entry, int order) {
-  // Counted from the end, row r of the triangle has r + 1 entries: the same inverse of r (r + 1) / 2 as for tiles of a
-  // lower triangle, where the square root may be off by one.
+  // Counted from the end, row r of the triangle has r + 1 entries: entry r (r + 1) / 2 is its first. At the last entry
+  // of a row the root may round up to that of the next, from r = 4607 on; it is never too small for any order allowed.
   const int from_end = order * (order + 1) / 2 - 1 - entry;
   int row = static_cast<int>((sqrtf(8.0f * from_end + 1.0f) - 1.0f) / 2);
-  row += (row + 1) * (row + 2) / 2 <= from_end;
   row -= row * (row + 1) / 2 > from_end;
   return {order - 1 - row, order - 1 - (from_end - row * (row + 1) / 2)};
 }
