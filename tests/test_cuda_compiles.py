@@ -18,7 +18,8 @@ REGISTERS = 168
 #: Kernels that are allowed more, and why.
 MORE_REGISTERS = {
     # The lower half of a 64 x 64 matrix is 160 registers in each of 16 lanes. 32 lanes need fewer, but twice the work.
-    "spd_logdet_group<float, 64, 16, false>": 255,
+    "packed_logdet_cuda.cu": {"packed_logdet_group<float, 64, 16, false>": 255},
+    "spd_logdet_cuda.cu": {"spd_logdet_group<float, 64, 16, false>": 255},
 }
 
 pytestmark = [
@@ -31,7 +32,7 @@ pytestmark = [
 def demangle(name: str) -> str:
     """The kernel's name and template arguments."""
     full = subprocess.run(["c++filt", name], capture_output=True, text=True, check=True).stdout
-    return full.replace("(anonymous namespace)::", "").split("(")[0].split("::")[-1]
+    return full.replace("(anonymous namespace)::", "").replace("subspan::", "").split("(")[0].removeprefix("void ")
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
@@ -49,13 +50,13 @@ def test_no_spills(source: Path, tmp_path: Path) -> None:
         re.DOTALL,
     )
     assert {int(architecture) for _, architecture, *_ in report} == set(ARCHITECTURES), build.stderr[-4000:]
-    wrong = []
+    wrong, exceptions = [], MORE_REGISTERS.get(source.name, {})
     for mangled, architecture, *counts in report:
         kernel = demangle(mangled)
         stack, stores, loads, registers = map(int, counts)
-        allowed = MORE_REGISTERS.get(kernel, REGISTERS)
+        allowed = exceptions.get(kernel, REGISTERS)
         print(f"{kernel} sm_{architecture}: {registers} registers, {stack} bytes of stack, {stores + loads} spilled")
         if stack or stores or loads or registers > allowed:
             wrong.append(f"{kernel} sm_{architecture}: {registers} registers of {allowed}, {stack} bytes of stack")
     assert not wrong, "\n".join(wrong)
-    assert MORE_REGISTERS.keys() <= {demangle(mangled) for mangled, *_ in report}, "a kernel of the table is gone"
+    assert exceptions.keys() <= {demangle(mangled) for mangled, *_ in report}, "a kernel of the table is gone"

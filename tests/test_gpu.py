@@ -17,6 +17,7 @@ from op_row import Op, Sample, bounds, leaves, oracle, value_and_gradients, with
 from op_table import OPS
 from subspan import _native
 from subspan.composite import coding_rate as composite
+from subspan.composite import khatri_rao
 
 DEVICE = "cuda"
 REAL = [torch.float32, torch.float64]
@@ -185,6 +186,147 @@ def test_kernel_and_composite_agree(kernels: Any, n: int, implicit_identity: boo
     condition = torch.linalg.cond(double_matrix(A, implicit_identity)).to(DEVICE)
     error = torch.linalg.matrix_norm((inverse - gradient).double())
     assert (error <= 30 * n * eps * condition * torch.linalg.matrix_norm(gradient.double())).all()
+
+
+# --- soft classes: packed triangles -------------------------------------------------------------------------------
+
+
+def soft_classes(classes: int, samples: int, d: int, dtype: torch.dtype, seed: int = 0) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(seed)
+    Z = torch.randn(samples, d, dtype=torch.float64, generator=generator).to(dtype)
+    membership = torch.rand(classes, samples, dtype=torch.float64, generator=generator).to(dtype)
+    return Z.to(DEVICE), membership.to(DEVICE)
+
+
+def packed_outputs(triangles: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """logdet, info and gradient with a content that would be noticed."""
+    logdet = torch.full(triangles.shape[:-1], 7, dtype=triangles.dtype, device=DEVICE)
+    info = torch.full(triangles.shape[:-1], 99, dtype=torch.int32, device=DEVICE)
+    return logdet, info, torch.full_like(triangles, 7)
+
+
+def packed_logdet(kernels: Any, triangles: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    result = packed_outputs(triangles)
+    kernels.packed_logdet(triangles, scale, *result, stream())
+    return result
+
+
+def unpacked(triangles: torch.Tensor, d: int, off_diagonal: float = 1.0) -> torch.Tensor:
+    """Symmetric matrices from packed triangles, entries off the diagonal multiplied."""
+    rows, columns = torch.triu_indices(d, d, device=triangles.device)
+    full = triangles.new_zeros(*triangles.shape[:-1], d, d)
+    full[..., rows, columns] = full[..., columns, rows] = triangles * torch.where(rows == columns, 1.0, off_diagonal)
+    return full
+
+
+@every_dtype
+@pytest.mark.parametrize("n", [1, 8, 9, 16, 17, 31, 32, 33, 63, 64, 65, 97, 128])
+def test_kernel_values_of_triangles(kernels: Any, n: int, dtype: torch.dtype) -> None:
+    A = spd(37, n, dtype, implicit_identity=True)
+    A = A.tril() + A.tril(-1).mT
+    rows, columns = torch.triu_indices(n, n, device=DEVICE)
+    scale = torch.tensor([0.5, 1.0, 2.0], dtype=dtype, device=DEVICE)[torch.arange(37, device=DEVICE) % 3]
+    logdet, info, gradient = packed_logdet(kernels, A[..., rows, columns].contiguous(), scale)
+    check((logdet, unpacked(gradient, n, 0.5), info), A * scale[:, None, None], True)
+    plain = torch.full_like(logdet, 7)
+    kernels.packed_logdet(A[..., rows, columns].contiguous(), scale, plain, None, None, stream())
+    assert ((plain - logdet).abs() <= torch.finfo(dtype).eps * (8 * n + logdet.abs())).all()
+
+
+@every_dtype
+def test_largest_size_of_triangles(kernels: Any, dtype: torch.dtype) -> None:
+    n = int(kernels.packed_logdet_max_size(dtype.itemsize, 0))
+    A = spd(5, n, dtype, implicit_identity=True)
+    A = A.tril() + A.tril(-1).mT
+    rows, columns = torch.triu_indices(n, n, device=DEVICE)
+    one = torch.ones(5, dtype=dtype, device=DEVICE)
+    logdet, info, gradient = packed_logdet(kernels, A[..., rows, columns].contiguous(), one)
+    check((logdet, unpacked(gradient, n, 0.5), info), A, True)
+    with pytest.raises(ValueError, match=f"order at most {n} .*, got {n + 1}"):
+        packed_logdet(kernels, one.new_zeros(5, (n + 1) * (n + 2) // 2), one)
+
+
+@every_dtype
+@pytest.mark.parametrize("n", [5, 20, 50, 90])
+def test_bad_item_of_triangles_stays_alone(kernels: Any, n: int, dtype: torch.dtype) -> None:
+    rows, columns = torch.triu_indices(n, n, device=DEVICE)
+    triangles = spd(9, n, dtype, implicit_identity=True)[..., rows, columns].contiguous()
+    one = torch.ones(9, dtype=dtype, device=DEVICE)
+    expected = packed_logdet(kernels, triangles, one)
+    triangles[4, n - 1] = float("nan")
+    result = packed_logdet(kernels, triangles, one)
+    good = torch.arange(9, device=DEVICE) != 4
+    for got, want in zip(result, expected, strict=True):
+        assert torch.equal(got[good], want[good])
+    assert result[1][4] == -1 and result[0][4].isnan() and result[2][4].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [*REAL, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("d", [1, 31, 33, 64, 130, 4610])
+def test_kernel_values_of_products(kernels: Any, d: int, dtype: torch.dtype) -> None:
+    """Products to the last bit, also of a transposed array; the adjoint within its rounding errors."""
+    Z = soft_classes(1, 300 if d < 1000 else 3, d, dtype)[0].T.contiguous().T
+    compute = torch.float64 if dtype == torch.float64 else torch.float32
+    rows, columns = torch.triu_indices(d, d, device=DEVICE)
+    products = torch.full((len(Z), len(rows)), 7, dtype=compute, device=DEVICE)
+    kernels.khatri_rao_pack(Z, products, stream())
+    assert torch.equal(products, Z.to(compute)[:, rows] * Z.to(compute)[:, columns])
+
+    d_products, d_Z = torch.randn_like(products), torch.full(Z.shape, 7, dtype=compute, device=DEVICE)
+    kernels.khatri_rao_unpack(d_products, Z, d_Z, stream())
+    for i in (0, len(Z) // 2, len(Z) - 1):
+        triangle = unpacked(d_products[i].double(), d).triu()
+        both, z = triangle + triangle.mT, Z[i].double()
+        bound = (d + 8) * torch.finfo(compute).eps * (both.abs() @ z.abs())
+        assert ((d_Z[i].double() - both @ z).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("dtype", [*REAL, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("classes", "samples", "d"), [(50, 60, 20), (300, 256, 128), (5, 40, 300)])
+def test_soft_classes_through_kernels(
+    kernels: Any, monkeypatch: pytest.MonkeyPatch, classes: int, samples: int, d: int, dtype: torch.dtype
+) -> None:
+    """Value and gradients against the same in float64 torch operations; the last case has matrices too large."""
+    upstream = torch.linspace(-1, 2, classes, device=DEVICE)
+
+    def run(Z: torch.Tensor, membership: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        inputs = Z.requires_grad_(), membership.requires_grad_()
+        log_dets, mass = khatri_rao.soft_class_log_dets(*inputs, 0.5)
+        return log_dets, mass, *torch.autograd.grad((log_dets * upstream).sum(), inputs)
+
+    Z, membership = soft_classes(classes, samples, d, dtype)
+    monkeypatch.setattr(khatri_rao, "kernels", lambda array: None)
+    expected = run(Z.double(), membership.double())
+    monkeypatch.setattr(khatri_rao, "kernels", lambda array: kernels)
+    got = run(Z, membership)
+    # With t_j about n / 2, c_j is about 4 d / n, and A_j at most Z^T Z.
+    condition = 1 + 4 * d / samples * float(torch.linalg.matrix_norm(Z.detach().double(), 2)) ** 2
+    bound = 30 * torch.finfo(got[0].dtype).eps * condition
+    for one, other, argument in zip(got, expected, (*got[:2], Z, membership), strict=True):
+        own = 2 * torch.finfo(argument.dtype).eps if argument.dtype == torch.bfloat16 else 0.0
+        assert torch.linalg.vector_norm(one.double() - other) <= (bound + own) * torch.linalg.vector_norm(other)
+    if dtype == torch.float32:
+        for one, again in zip(got, run(Z, membership), strict=True):
+            assert torch.equal(one, again)
+
+
+def test_soft_class_kernels_can_be_captured(kernels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(khatri_rao, "kernels", lambda array: kernels)
+    Z, membership = soft_classes(30, 40, 24, torch.float32)
+    with torch.no_grad():
+        side = torch.cuda.Stream()
+        with torch.cuda.stream(side):  # loads the kernels and cuBLAS, which may allocate
+            khatri_rao.soft_class_log_dets(Z, membership, 0.5)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            log_dets, _ = khatri_rao.soft_class_log_dets(Z, membership, 0.5)
+        for seed in (1, 2):
+            for array, new in zip((Z, membership), soft_classes(30, 40, 24, torch.float32, seed), strict=True):
+                array.copy_(new)
+            graph.replay()
+            expected, _ = khatri_rao.soft_class_log_dets(Z, membership, 0.5)
+            torch.testing.assert_close(log_dets, expected, rtol=0, atol=0)
 
 
 # --- streams and graphs ---------------------------------------------------------------------------------------------

@@ -20,6 +20,8 @@ TESTS = [
     "test_arrays.py",
     "test_threads.py",
     "test_cuda_emulated.py",
+    "test_khatri_rao_emulated.py",
+    "test_packed_logdet_emulated.py",
 ]
 REPORT = re.compile(r"ERROR: AddressSanitizer|runtime error:|SUMMARY: \w+Sanitizer")
 SECONDS = 1500

@@ -4,6 +4,8 @@
 
 #include "bindings/array_arg.h"
 #include "core/cuda/device.h"
+#include "ops/coding_rate/khatri_rao.h"
+#include "ops/coding_rate/packed_logdet.h"
 #include "ops/coding_rate/spd_logdet.h"
 
 #ifdef SUBSPAN_CUDA_EMULATED
@@ -13,7 +15,36 @@
 namespace subspan {
 namespace {
 
+// Registers <op>_max_...(itemsize, device): the largest order whose matrices `limit` says fit.
+void bind_limit(py::module_& m, const char* name, std::int64_t (*limit)(DType, int)) {
+  m.def(name, [name, limit](int itemsize, int device) {
+    CHECK(itemsize == 4 || itemsize == 8, name, ": itemsize: expected 4 or 8, got ", itemsize);
+    return limit(itemsize == 4 ? DType::f32 : DType::f64, device);
+  });
+}
+
 void bind_coding_rate(py::module_& m) {
+  m.def("khatri_rao_pack", [](py::handle Z, py::handle products, std::uintptr_t stream) {
+    const ArrayArg z(Z, "khatri_rao_pack", "Z"), out(products, "khatri_rao_pack", "products");
+    py::gil_scoped_release unlocked;
+    khatri_rao_pack_cuda(z.view(), out.view(), reinterpret_cast<void*>(stream));
+  });
+  m.def("khatri_rao_unpack", [](py::handle d_products, py::handle Z, py::handle d_Z, std::uintptr_t stream) {
+    const ArrayArg upstream(d_products, "khatri_rao_unpack", "d_products"), z(Z, "khatri_rao_unpack", "Z"),
+        out(d_Z, "khatri_rao_unpack", "d_Z");
+    py::gil_scoped_release unlocked;
+    khatri_rao_unpack_cuda(upstream.view(), z.view(), out.view(), reinterpret_cast<void*>(stream));
+  });
+  bind_limit(m, "khatri_rao_max_features", &khatri_rao_cuda_max_features);
+  m.def("packed_logdet", [](py::handle packed, py::handle scale, py::handle logdet, py::handle info,
+                            py::handle gradient, std::uintptr_t stream) {
+    const ArrayArg a(packed, "packed_logdet", "packed"), c(scale, "packed_logdet", "scale"),
+        out(logdet, "packed_logdet", "logdet");
+    const OptionalArrayArg status(info, "packed_logdet", "info"), grad(gradient, "packed_logdet", "gradient");
+    py::gil_scoped_release unlocked;
+    packed_logdet_cuda(a.view(), c.view(), out.view(), status.view(), grad.view(), reinterpret_cast<void*>(stream));
+  });
+  bind_limit(m, "packed_logdet_max_size", &packed_logdet_cuda_max_size);
   m.def("spd_logdet", [](py::handle A, py::handle logdet, py::handle inverse, py::handle info, bool implicit_identity,
                          std::uintptr_t stream) {
     const ArrayArg a(A, "spd_logdet", "A"), out(logdet, "spd_logdet", "logdet");
@@ -22,10 +53,7 @@ void bind_coding_rate(py::module_& m) {
     spd_logdet_cuda(a.view(), out.view(), inv.view(), status.view(), implicit_identity,
                     reinterpret_cast<void*>(stream));
   });
-  m.def("spd_logdet_max_size", [](int itemsize, int device) {
-    CHECK(itemsize == 4 || itemsize == 8, "spd_logdet_max_size: itemsize: expected 4 or 8, got ", itemsize);
-    return spd_logdet_cuda_max_size(itemsize == 4 ? DType::f32 : DType::f64, device);
-  });
+  bind_limit(m, "spd_logdet_max_size", &spd_logdet_cuda_max_size);
 }
 
 }  // namespace

@@ -111,12 +111,15 @@ CUDA_DEFAULT: frozenset[str] = frozenset()
 _CUDA_ASKED = os.environ.get("SUBSPAN_CUDA_KERNELS", "0") not in ("", "0")
 
 
+def cuda_asked(name: str) -> bool:
+    """Whether CUDA kernels are to run for what is named, and can."""
+    return not DISABLED and (_CUDA_ASKED or name in CUDA_DEFAULT) and not _native.cuda_problem()
+
+
 def cuda_kernel_serves(name: str, *args: Any) -> bool:
     """Whether the op named runs its CUDA kernel on these arguments."""
     op = OPS[name]
-    if op.cuda_kernel is None or op.cuda_serves is None or DISABLED or not args[0].is_cuda:
-        return False
-    if not (_CUDA_ASKED or name in CUDA_DEFAULT) or _native.cuda_problem():
+    if op.cuda_kernel is None or op.cuda_serves is None or not args[0].is_cuda or not cuda_asked(name):
         return False
     return op.cuda_serves(*args)
 

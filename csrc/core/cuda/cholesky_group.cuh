@@ -115,4 +115,24 @@ __device__ void visit_swept(const T (&a)[R][N], int n, int lane, Write&& write) 
   }
 }
 
+template <int N_, int G_>
+struct GroupShape {
+  static constexpr int N = N_, G = G_;
+};
+
+// Calls run(GroupShape<N, G>()) with the smallest group for matrices of order n; false if n is too large for any. The
+// lanes per matrix are the fewest whose registers hold the matrix without spilling: a lane keeps N / G rows of N
+// entries, only their lower half where no inverse is asked for.
+template <class T, bool Inverse, class Run>
+bool for_group_shape(std::int64_t n, Run&& run) {
+  constexpr bool single = sizeof(T) == 4;
+  if (n <= 8) return run(GroupShape<8, single ? 2 : 4>()), true;
+  if (n <= 16) return run(GroupShape<16, single ? 4 : 8>()), true;
+  if (n <= 32) return run(GroupShape<32, single ? 8 : 16>()), true;
+  if constexpr (single) {
+    if (n <= 64) return run(GroupShape<64, Inverse ? 32 : 16>()), true;
+  }
+  return false;
+}
+
 }  // namespace subspan

@@ -95,18 +95,11 @@ void launch_block(const Problem<T>& problem, void* stream) {
   });
 }
 
-// The lanes per matrix are the fewest whose registers hold the matrix without spilling: a lane keeps N / G rows of N
-// entries, only their lower half where no inverse is asked for.
 template <bool Inverse, class T>
 void launch_for_size(const Problem<T>& problem, void* stream) {
-  constexpr bool single = sizeof(T) == 4;
-  if (problem.n <= 8) return launch_group<8, single ? 2 : 4, Inverse>(problem, stream);
-  if (problem.n <= 16) return launch_group<16, single ? 4 : 8, Inverse>(problem, stream);
-  if (problem.n <= 32) return launch_group<32, single ? 8 : 16, Inverse>(problem, stream);
-  if constexpr (single) {
-    if (problem.n <= 64) return launch_group<64, Inverse ? 32 : 16, Inverse>(problem, stream);
-  }
-  launch_block<Inverse>(problem, stream);
+  const bool grouped = for_group_shape<T, Inverse>(
+      problem.n, [&](auto shape) { launch_group<decltype(shape)::N, decltype(shape)::G, Inverse>(problem, stream); });
+  if (!grouped) launch_block<Inverse>(problem, stream);
 }
 
 }  // namespace
