@@ -31,7 +31,10 @@ from .factor import (
     solve_right,
     without_autocast,
 )
+from .khatri_rao import soft_class_log_dets
 
+#: From as many classes on, all Gram matrices are formed as one product, see khatri_rao.py.
+PRODUCT_CLASSES = 24
 #: Elements of the largest temporary, 128 MiB in float64.
 CHUNK_ELEMENTS = 1 << 24
 
@@ -76,6 +79,7 @@ class SoftClasses:
     """Masses, strengths u_ji = alpha_j pi_ji, and what the rates and their gradients are made of."""
 
     def __init__(self, Z: Tensor, membership: Tensor, eps2: float) -> None:
+        self.given = Z, membership, eps2
         self.rows = Z.to(factor_dtype(Z))
         membership = membership.to(self.rows.dtype)
         self.membership = membership * one_where(membership.detach() >= 0, membership)
@@ -87,6 +91,8 @@ class SoftClasses:
         self.samples_side = on_samples(Z, "auto")
 
     def log_dets(self) -> Tensor:
+        if not self.samples_side and self.mass.shape[-1] >= PRODUCT_CLASSES:
+            return soft_class_log_dets(*self.given)[0].to(self.rows.dtype)
         if not self.samples_side:
             grams: Tensor = WeightedGrams.apply(self.rows, self.strength)  # type: ignore[no-untyped-call]
             return log_det_identity_plus(grams)
