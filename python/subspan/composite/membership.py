@@ -92,7 +92,8 @@ class SoftClasses:
 
     def log_dets(self) -> Tensor:
         if not self.samples_side and self.mass.shape[-1] >= PRODUCT_CLASSES:
-            return soft_class_log_dets(*self.given)[0].to(self.rows.dtype)
+            log_dets: Tensor = soft_class_log_dets(*self.given)[0]
+            return log_dets.to(self.rows.dtype)
         if not self.samples_side:
             grams: Tensor = WeightedGrams.apply(self.rows, self.strength)  # type: ignore[no-untyped-call]
             return log_det_identity_plus(grams)
