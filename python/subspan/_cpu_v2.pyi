@@ -35,3 +35,15 @@ def rate_reduction(
     Z: Any, labels: Any, delta: Any, d_Z: Any | None, eps2: float, num_classes: int, gamma: float, threads: int, /
 ) -> None: ...
 def rate_operator(Z: Any, operator: Any, alpha: float, threads: int, /) -> None: ...
+def sinkhorn(scores: Any, P: Any, temperature: float, iterations: int, grad: int, threads: int, /) -> None: ...
+def sinkhorn_gradient(
+    scores: Any,
+    P: Any,
+    upstream: Any,
+    d_scores: Any,
+    temperature: float,
+    iterations: int,
+    grad: int,
+    threads: int,
+    /,
+) -> None: ...
