@@ -66,6 +66,7 @@ class Op:
     bad_inputs: Callable[[], list[BadInput]]
     square: bool = False  # matrices must be square, symmetric and positive definite
     nonnegative: tuple[str, ...] = ()  # arguments of which negative values are refused
+    minus_infinity: tuple[str, ...] = ()  # arguments of which -inf is a value like any other
     constant_outputs: int = 0  # trailing outputs that carry no gradient, beside a status
     constrain: Callable[[Arguments], Arguments] = dict  # free arguments to valid ones, differentiably
     kernel_gradient: bool = True  # False: the gradient is a formula in torch's own products, which promise no bits

@@ -9,7 +9,8 @@ from __future__ import annotations
 import pytest
 
 import coding_rate_rows
+import sinkhorn_rows
 
-OPS = [*coding_rate_rows.ROWS]
+OPS = [*coding_rate_rows.ROWS, *sinkhorn_rows.ROWS]
 
 every_op = pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)

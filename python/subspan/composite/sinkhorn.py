@@ -170,5 +170,5 @@ def inverse_root(sums: Tensor) -> Tensor:
 
 def sinkhorn_gradient_backward(grad: Tensor, tensors: tuple[Tensor, ...], parameters: tuple[Any, ...]) -> Any:
     """Of sinkhorn_gradient itself, by torch."""
-    _, pull = torch.func.vjp(lambda *three: sinkhorn_gradient(*three, *parameters), *tensors)
+    pull = torch.func.vjp(lambda *three: sinkhorn_gradient(*three, *parameters), *tensors)[1]
     return pull(grad)

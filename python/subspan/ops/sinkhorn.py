@@ -18,10 +18,13 @@ _SCHEMA = "float temperature, int iterations, int grad"
 def _backward(upstream: Any, saved: Any, tensors: Any, parameters: Any, scaled: Any) -> tuple[Any]:
     """By kernel, but in torch operations where the gradient will be differentiated, or is that of the fixed point."""
     (scores, *_), P = tensors, saved[0]
+    arguments = (scores, P, upstream, *parameters)
     if _check.torch.is_grad_enabled() or parameters[2] == _IMPLICIT:
-        gradient = composite.sinkhorn_gradient(scores, P, upstream, *parameters)
-    else:
-        gradient = _sinkhorn_gradient(1, scores, P, upstream, *parameters)[0]
+        return (composite.sinkhorn_gradient(*arguments).to(scores.dtype),)
+    try:
+        gradient = _sinkhorn_gradient(1, *arguments)[0]
+    except RuntimeError:  # a batch of upstreams (is_grads_batched) has no memory of its own
+        gradient = composite.sinkhorn_gradient(*arguments)
     return (gradient.to(scores.dtype),)
 
 
@@ -75,8 +78,8 @@ def sinkhorn(scores: Any, temperature: float, iterations: int = 5, grad: str = "
         grad: which derivative is meant, see below: "last", "unrolled" or "implicit".
 
     Returns:
-        (\*batch, k, n), float64 for float64 input and float32 otherwise. Entries below the smallest normal number are 0.
-        In the logarithm an entry is exact to some roundings of the largest ``|scores| / temperature``.
+        (\*batch, k, n), float64 for float64 input and float32 otherwise. Entries below the smallest normal number are
+        0. In the logarithm an entry is exact to some roundings of the largest ``|scores| / temperature``.
 
     Raises:
         TypeError, ValueError: wrong array; temperature not a finite number > 0; iterations not an integer >= 1; an
@@ -108,10 +111,10 @@ def sinkhorn(scores: Any, temperature: float, iterations: int = 5, grad: str = "
         number of columns is this with ``grad="last"`` for a square matrix and an odd number of iterations.
 
     >>> import numpy as np, subspan
-    >>> P = subspan.sinkhorn(np.array([[2.0, 1.0], [1.0, 0.0]]), 0.5)
-    >>> print(P.round(4))
-    [[0.5 0.5]
-     [0.5 0.5]]
+    >>> P = subspan.sinkhorn(np.array([[2.0, 1.0], [1.0, 1.0]]), 0.5)  # one pairing is better than the others
+    >>> print(P.round(4), P.sum(1))
+    [[0.7393 0.2607]
+     [0.2773 0.7227]] [1. 1.]
     """
     op = "sinkhorn"
     _check.matrix(op, "scores", scores)
