@@ -1,9 +1,10 @@
 """How rounding errors grow in Sinkhorn's scaling, per item, in float64.
 
-A half-step is a logsumexp: it computes a potential to an error of its own, of the roundings of the exponents (scores
-and potentials over the temperature: three each) and of the sum and the exponential, and passes on the errors of the
+A half-step is a logsumexp: it computes a potential to an error of its own, of the exponents (three roundings of scores
+and potentials over the temperature), of the sum and of the exponential and logarithm. It passes on the errors of the
 potentials it reads no larger than they are, since its weights are a probability. So the errors of all half-steps add,
-and the logarithm of an entry is wrong by at most twice their sum: once through its exponent, once through the row's sum.
+and the logarithm of an entry is wrong by at most twice their sum: once through its exponent, once through the row's
+sum.
 """
 
 from __future__ import annotations
@@ -14,16 +15,21 @@ from op_row import Bounds
 from subspan.reference.sinkhorn import log_scalings, sinkhorn
 
 
+def sum_size(scores: np.ndarray) -> int:
+    """Roundings of the longest sum, of the exponential, the logarithm and the product with the reciprocal."""
+    return max(scores.shape) + 3
+
+
 def log_growth(scores: np.ndarray, temperature: float, iterations: int) -> float:
-    """Growth of the error in the logarithm of an entry, over the size k + n + 3."""
+    """Growth of the error in the logarithm of an entry."""
     exponents = scores / temperature
     steps = log_scalings(exponents, iterations)
-    exponent = np.abs(exponents).max() + max(np.abs(log_u).max() + np.abs(log_v).max() for log_u, log_v in steps)
-    return float(iterations * (1 + exponent))
+    largest = np.abs(exponents).max() + max(np.abs(log_u).max() + np.abs(log_v).max() for log_u, log_v in steps)
+    return float(iterations * (1 + 3 * largest / sum_size(scores)))
 
 
 def sinkhorn_growth(scores: np.ndarray, temperature: float, iterations: int = 5, grad: str = "last") -> Bounds:
-    size = sum(scores.shape) + 3
+    size = sum_size(scores)
     if not scores.size:
         return Bounds(size, (np.zeros(scores.shape),), {"scores": np.zeros(scores.shape)})
     P = sinkhorn(scores, temperature, iterations)

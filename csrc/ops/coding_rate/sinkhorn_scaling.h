@@ -266,16 +266,18 @@ void for_each_scaling(const TensorView& scores, double temperature, index_t iter
                       int threads, Body&& body) {
   constexpr double flops_per_exponential = 25;
   const index_t items = batch_count(scores, 2);
-  const double flops = passes * flops_per_exponential * static_cast<double>(scores.size(-1) * scores.size(-2));
+  const double pass = flops_per_exponential * static_cast<double>(scores.size(-1) * scores.size(-2));
   const auto one = [&](index_t item, int team_size) {
     Workspace workspace;
     const SinkhornScaling<T> scaling(scores, item, temperature, iterations, keep, team_size, workspace);
     parallel_team(team_size, [&](Team team) { body(scaling, item, team); });
   };
   if (items >= threads) {
-    parallel_for(items, useful_threads(flops * static_cast<double>(items), threads), [&](index_t i) { one(i, 1); });
+    const double flops = pass * passes * static_cast<double>(items);
+    parallel_for(items, useful_threads(flops, threads), [&](index_t i) { one(i, 1); });
   } else {
-    for (index_t i = 0; i < items; ++i) one(i, useful_threads(flops / 4, threads));
+    // The team meets in every pass, so one pass must be worth a thread.
+    for (index_t i = 0; i < items; ++i) one(i, useful_threads(pass, threads));
   }
 }
 
