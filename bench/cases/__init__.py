@@ -2,6 +2,6 @@
 
 from harness.case import Case
 
-from . import coding_rate, core
+from . import coding_rate, core, sinkhorn
 
-FAMILIES: dict[str, tuple[Case, ...]] = {"core": core.CASES, "coding_rate": coding_rate.CASES}
+FAMILIES: dict[str, tuple[Case, ...]] = {"core": core.CASES, "coding_rate": (*coding_rate.CASES, *sinkhorn.CASES)}
