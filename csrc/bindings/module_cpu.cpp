@@ -8,6 +8,7 @@
 #include "ops/coding_rate/covariance_contrast.h"
 #include "ops/coding_rate/rate_operator.h"
 #include "ops/coding_rate/rate_reduction.h"
+#include "ops/coding_rate/sinkhorn.h"
 #include "ops/coding_rate/soft_class_rates.h"
 #include "ops/coding_rate/spd_logdet.h"
 
@@ -60,6 +61,20 @@ void bind_coding_rate(py::module_& m) {
     check_rate_operator(z.view(), out.view(), kDevice);
     py::gil_scoped_release unlocked;
     rate_operator_cpu(z.view(), out.view(), alpha, threads);
+  });
+  m.def("sinkhorn", [](py::handle scores, py::handle P, double temperature, index_t iterations, int, int threads) {
+    const ArrayArg s(scores, "sinkhorn", "scores"), out(P, "sinkhorn", "P");
+    check_sinkhorn(s.view(), out.view(), temperature, iterations, kDevice);
+    py::gil_scoped_release unlocked;
+    sinkhorn_cpu(s.view(), out.view(), temperature, iterations, threads);
+  });
+  m.def("sinkhorn_gradient", [](py::handle scores, py::handle P, py::handle upstream, py::handle d_scores,
+                                double temperature, index_t iterations, int grad, int threads) {
+    constexpr const char* op = "sinkhorn_gradient";
+    const ArrayArg s(scores, op, "scores"), p(P, op, "P"), g(upstream, op, "upstream"), out(d_scores, op, "d_scores");
+    check_sinkhorn_gradient(s.view(), p.view(), g.view(), out.view(), temperature, iterations, kDevice);
+    py::gil_scoped_release unlocked;
+    sinkhorn_gradient_cpu(s.view(), p.view(), g.view(), out.view(), temperature, iterations, grad == 1, threads);
   });
 }
 

@@ -3,6 +3,7 @@
 from .ops.class_coding_rates import class_coding_rates, rate_reduction
 from .ops.coding_rate import coding_rate, logdet_gram, rate_operator, spd_logdet
 from .ops.covariance_contrast import covariance_contrast
+from .ops.sinkhorn import sinkhorn
 
 __version__ = "0.1.0"
 
@@ -22,5 +23,6 @@ __all__ = [
     "logdet_gram",
     "rate_operator",
     "rate_reduction",
+    "sinkhorn",
     "spd_logdet",
 ]

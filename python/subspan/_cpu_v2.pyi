@@ -59,6 +59,15 @@ def covariance_contrast(
     d_z: Any | None,
     beta: float,
     detach_covariance: bool,
+def sinkhorn(scores: Any, P: Any, temperature: float, iterations: int, grad: int, threads: int, /) -> None: ...
+def sinkhorn_gradient(
+    scores: Any,
+    P: Any,
+    upstream: Any,
+    d_scores: Any,
+    temperature: float,
+    iterations: int,
+    grad: int,
     threads: int,
     /,
 ) -> None: ...
