@@ -122,13 +122,13 @@ def rate_reduction(
     Cost:
         That of :func:`coding_rate` plus that of :func:`class_coding_rates`; forward and backward are one kernel call.
 
-        With ``group`` everything is float64 (float32 on devices without it), composed of torch operations, and the
-        k + 1 log determinants are of d x d matrices: k d^3 / 3 flops, three times that with a gradient. The Gram
-        matrices of labels take 2 n d^2 on the CPU, where samples are sorted by label, and 2 k n d^2 elsewhere, under
-        torch.compile and for a membership, for some classes at a time (a copy of the samples of at most 128 MiB). One
-        all-reduce of 4 k d (d + 1) + 8 (k + 1) bytes per item (packed triangles, masses, count; one matrix more for a
-        membership), and one of 16 bytes in the backward pass. Saved are Z and 2 k d^2 numbers of 8 bytes, 3 k d^2 for
-        a membership: 420 MB for k = 100 and d = 512.
+        With ``group`` torch operations in float64 (float32 on devices without it) on the features' side: per item
+        (k + 1) d^3 / 3 flops, three times that with a gradient, and for the Gram matrices 2 n d^2, twice that with a
+        gradient, on the CPU, where samples are sorted by label. Elsewhere, under torch.compile and for a membership
+        they take k times as many, for some classes at a time, so that the copies of the samples stay below 128 MiB.
+        One all-reduce of 4 k d (d + 1) + 8 (k + 1) bytes per item, packed triangles, masses and the count (one triangle
+        more for a membership); one of 16 bytes in the backward pass. A gradient saves Z and 2 k d^2 numbers in float64,
+        3 k d^2 for a membership: 420 MB for k = 100 and d = 512.
 
     Gradient:
         d/(n eps2) (Z M - gamma Z_j M_j) for the rows of class j, computed with the forward and saved (as large as Z).

@@ -221,10 +221,10 @@ def coding_rate(
             side="samples", for which every process would need all samples.
 
     Cost:
-        As :func:`logdet_gram`. With ``group`` float64 for every type of input (float32 on devices without float64) and
-        composed of torch operations: 2 n d^2 flops, or with weights as much and a copy of Z, and d^3 / 3 per item, all
-        of that again twice with a gradient. One all-reduce of 4 d (d + 1) + 8 bytes per item, the packed triangle and
-        the mass; one of 8 bytes per item in the backward pass. Saves Z in float64 and three d x d matrices.
+        As :func:`logdet_gram`. With ``group`` torch operations in float64 for every type of input (float32 on devices
+        without float64): 2 n d^2 + d^3 / 3 flops per item, 4 n d^2 + d^3 with a gradient, which saves Z in float64 and
+        two d x d matrices, three with weights. One all-reduce of 4 d (d + 1) + 8 bytes per item, the packed triangle
+        and the mass; one of 8 bytes per item in the backward pass.
 
     Gradient:
         To Z: 2 scale alpha diag(w) Z M with M = (I + alpha Z^T diag(w) Z)^{-1}. To the weights:
