@@ -252,6 +252,27 @@ def test_few_samples_and_no_weight(alone: Any, name: str, samples: int) -> None:
             torch.testing.assert_close(result, truth[key], rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("shape", [(0, 5, 3), (2, 0, 3), (2, 5, 0), (0, 0, 0)], ids=str)
+def test_empty(alone: Any, shape: tuple[int, ...]) -> None:
+    Z = torch.randn(shape, requires_grad=True)
+    labels = torch.zeros(shape[:-1], dtype=torch.int64)
+    membership = torch.ones(*shape[:-2], worker.CLASSES, shape[-2])
+    for value in (worker.coding_rate(alone, Z), worker.coding_rate(alone, Z, torch.ones(shape[:-1]))):
+        assert torch.equal(value, torch.zeros(shape[0]))
+        assert torch.autograd.grad(value.sum(), Z)[0].shape == shape
+    for value in (worker.reduction_parts(alone, Z, labels), worker.reduction_parts(alone, Z, membership)):
+        assert torch.equal(value, torch.zeros(3, shape[0]))
+        assert torch.autograd.grad(value.sum(), Z)[0].shape == shape
+
+
+def test_any_strides_and_broadcast_batches(alone: Any) -> None:
+    Z = torch.randn(SAMPLES, 2 * FEATURES, 3, dtype=torch.float64).permute(2, 0, 1)[:, ::2, ::2]
+    labels = torch.arange(Z.shape[-2], dtype=torch.uint8).remainder(worker.CLASSES)
+    weights = torch.rand(2, 1, Z.shape[-2], dtype=torch.float64)
+    for rate, other in ((worker.coding_rate, weights), (worker.reduction_parts, labels)):
+        torch.testing.assert_close(rate(alone, Z, other), rate(None, Z, other), rtol=1e-12, atol=1e-12)
+
+
 def test_traffic(alone: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """One all-reduce of triangles, masses and a count; one of a number per rate in the backward pass."""
     sent: list[int] = []

@@ -9,7 +9,8 @@ the processes make of the rate. Two adjoint steps say this:
 
 Between the two everything is replicated, gradients too: all processes compute the same bits. So the backward pass
 exchanges one number per rate rather than matrices, and derivatives of any order are right. Every process has to make
-the same calls, backward passes included.
+the same calls, backward passes included. torch.compile traces the all-reduces into its graph and vmap maps them; only
+batches of upstream gradients (is_grads_batched) are not exchanged.
 
 Gram matrices are formed, summed and factored in float64 (float32 on devices without it), see factor.py.
 """
@@ -79,7 +80,10 @@ def share(common: Tensor, group: Any) -> Tensor:
 
 
 def totals(group: Any, grams: list[Tensor], masses: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """Sums over the processes of symmetric matrices (*batch, k, d, d) and of numbers (*batch, k), in one all-reduce."""
+    """Sums over the processes of symmetric matrices (*batch, k, d, d) and of numbers (*batch, k), in one all-reduce.
+
+    Counts come back with the gradient of the buffer: their callers detach them, or the matrices would be saved for it.
+    """
     shapes = [matrices.shape[-3:] for matrices in grams]
     packed = [pack(matrices).flatten(-2) for matrices in grams]
     buffer = total(torch.cat([*packed, *masses], -1), group)
@@ -88,7 +92,7 @@ def totals(group: Any, grams: list[Tensor], masses: list[Tensor]) -> tuple[list[
         unpack(part.unflatten(-1, (shape[0], shape[-1] * (shape[-1] + 1) // 2)), shape[-1])
         for part, shape in zip(parts, shapes, strict=False)
     ]
-    return sums, list(parts[len(grams) :])
+    return sums, [part.clone() for part in parts[len(grams) :]]  # a view would keep the buffer
 
 
 def pack(matrices: Tensor) -> Tensor:
@@ -120,13 +124,13 @@ def coding_rate(
     """The rate of the samples of all processes, and the status of its factor; arguments as in coding_rate.py."""
     rows = Z.to(factor_dtype(Z))
     if weights is None:
-        own, mass = gram(rows)[..., None, :, :], count(rows)
+        (grams,), (mass,) = totals(group, [gram(rows)[..., None, :, :]], [count(rows)])
+        mass = mass.detach()
     else:
         w = nonnegative(weights.to(rows.dtype))
-        own, mass = membership_grams(rows, w[..., None, :]), w.sum(-1, keepdim=True)
-    (grams,), (mass,) = totals(group, [own], [mass])
-    del own
-    log_det, info = log_dets(grams, alpha_of(rows, mass, eps2) if alpha is None else mass.new_full((1,), alpha))
+        (grams,), (mass,) = totals(group, [membership_grams(rows, w[..., None, :])], [w.sum(-1, keepdim=True)])
+    strength = alpha_of(rows, mass, eps2) if alpha is None else mass.new_full((1,), alpha)
+    log_det, info = log_dets(grams, strength)
     rate = share(scale * log_det.squeeze(-1), group)
     return rate.to(result_dtype(Z)), info.squeeze(-1)
 
@@ -142,12 +146,17 @@ def rate_reduction(
     rows = Z.to(factor_dtype(Z))
     if labels.is_floating_point():
         membership = nonnegative(labels.to(rows.dtype))
-        parts = [membership_grams(rows, membership), gram(rows)[..., None, :, :]]
-        (grams, whole), (mass, samples) = totals(group, parts, [membership.sum(-1), count(rows)])
+        (grams, whole), (mass, samples) = totals(
+            group,
+            [membership_grams(rows, membership), gram(rows)[..., None, :, :]],
+            [membership.sum(-1), count(rows)],
+        )
+        samples = samples.detach()
     else:
         own, mass = class_grams(rows, labels, num_classes)
-        parts = [own]
-        (grams,), (mass, samples) = totals(group, parts, [mass, count(rows)])
+        (grams,), (mass, samples) = totals(group, [own], [mass, count(rows)])
+        mass, samples = mass.detach(), samples.detach()
+        del own
         # A label out of range is in no class.
         whole = grams.sum(-3, keepdim=True) * one_where(mass.sum(-1) == samples[..., 0], rows)[..., None, None, None]
     rate = 0.5 * log_dets(whole, alpha_of(rows, samples, eps2))[0].squeeze(-1)

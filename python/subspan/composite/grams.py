@@ -31,14 +31,24 @@ def membership_grams(rows: Tensor, membership: Tensor) -> Tensor:
 
 
 def class_grams(rows: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Z_j^T Z_j and the number of samples t_j of every class; a label out of range belongs to none."""
-    numbers = torch.arange(num_classes, device=labels.device, dtype=torch.int64)
-    indicator = labels[..., None, :] == numbers[:, None]
-    mass = indicator.sum(-1).to(rows.dtype)
+    """Z_j^T Z_j and the number of samples t_j of every class.
+
+    A label out of range belongs to no class; where labels can be read, they have been checked.
+    """
     if _check.readable(labels) and _check.readable(rows):
-        result: Tensor = ClassGrams.apply(rows, labels, num_classes)  # type: ignore[no-untyped-call]
-        return result, mass
-    return membership_grams(rows, indicator.to(rows.dtype)), mass
+        labels = labels.long()
+        counts = rows.new_zeros(*labels.shape[:-1], num_classes)
+        counts.scatter_add_(-1, labels, rows.new_ones(labels.shape))
+        grams: Tensor = ClassGrams.apply(rows, labels, num_classes)  # type: ignore[no-untyped-call]
+        return grams, counts
+    membership = indicator(labels, num_classes, rows)
+    return membership_grams(rows, membership), membership.sum(-1)
+
+
+def indicator(labels: Tensor, num_classes: int, rows: Tensor) -> Tensor:
+    """The membership (*batch, k, n) that labels describe."""
+    numbers = torch.arange(num_classes, device=labels.device, dtype=torch.int64)
+    return (labels[..., None, :] == numbers[:, None]).to(rows.dtype)
 
 
 class Gram(torch.autograd.Function):
@@ -130,9 +140,7 @@ class ClassGrams(torch.autograd.Function):
         (matrices,) = upstream
         rows, labels = ctx.saved_tensors
         if torch.is_grad_enabled() or not _check.readable(matrices):  # to be differentiated, or a batch of upstreams
-            numbers = torch.arange(ctx.num_classes, device=labels.device, dtype=torch.int64)
-            membership = (labels[..., None, :] == numbers[:, None]).to(rows.dtype)
-            return membership_gradient(matrices, rows, membership)[0], None, None
+            return membership_gradient(matrices, rows, indicator(labels, ctx.num_classes, rows))[0], None, None
         gradient = torch.zeros_like(rows, memory_format=torch.contiguous_format)
         for item, order, segments in segments_of(labels, ctx.num_classes):
             ordered = rows[item][order]
@@ -148,7 +156,6 @@ def segments_of(
     labels: Tensor, num_classes: int
 ) -> Iterator[tuple[tuple[int, ...], Tensor, list[tuple[int, int, int]]]]:
     """Of every item its index, the order that sorts its samples by label, and (class, first, last) of each class."""
-    labels = labels.long()
     for item in itertools.product(*map(range, labels.shape[:-1])):
         own = labels[item]
         ends = torch.bincount(own, minlength=num_classes).cumsum(0).tolist()

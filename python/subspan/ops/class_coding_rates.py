@@ -128,7 +128,8 @@ def rate_reduction(
         they take k times as many, for some classes at a time, so that the copies of the samples stay below 128 MiB.
         One all-reduce of 4 k d (d + 1) + 8 (k + 1) bytes per item, packed triangles, masses and the count (one triangle
         more for a membership); one of 16 bytes in the backward pass. A gradient saves Z and 2 k d^2 numbers in float64,
-        3 k d^2 for a membership: 420 MB for k = 100 and d = 512.
+        3 k d^2 for a membership: 420 MB for k = 100 and d = 512, and about twice that while it is computed. Classes of
+        fewer than d / 2 samples are cheaper to gather on every process than their Gram matrices are to exchange.
 
     Gradient:
         d/(n eps2) (Z M - gamma Z_j M_j) for the rows of class j, computed with the forward and saved (as large as Z).

@@ -209,7 +209,8 @@ def coding_rate(
             none, and every process of the group gets the rate of all of them, the same bits. alpha follows the number
             of all samples, or the sum of all weights. torch only, on the features' side. All processes make the same
             calls with the same batch, d and parameters, which is not checked; where an argument is refused on one
-            process only, the others wait for it until the group's own timeout.
+            process only, the others wait for it until the group's own timeout. None means this process alone, and
+            torch.distributed.group.WORLD is None before init_process_group.
 
     Returns:
         (\*batch), in nats, float64 for float64 input and float32 otherwise; with ``return_info`` a pair. No samples, or
