@@ -19,6 +19,7 @@ from sample_arrays import normal
 from subspan import nn
 
 LABELS = torch.arange(12) % 3
+PI = normal(7, 12, 12).softmax(0)
 
 #: Module and how to get a scalar from it and from features (2, 12, 8).
 MODULES: dict[str, tuple[Callable[[], torch.nn.Module], Callable[[Any, Tensor], Tensor]]] = {
@@ -27,6 +28,7 @@ MODULES: dict[str, tuple[Callable[[], torch.nn.Module], Callable[[Any, Tensor], 
         lambda: nn.MaximalCodingRateReduction(eps=0.5),
         lambda m, z: m(z, LABELS.expand(2, 12), 3)[0].sum(),
     ),
+    "MLCLoss": (lambda: nn.MLCLoss(eps=0.1), lambda m, z: m(z[0], PI.to(z.dtype))[0]),
     "EMPSSLLoss": (lambda: nn.EMPSSLLoss(), lambda m, z: m(z)),
     "SimDINOExpansion": (lambda: nn.SimDINOExpansion(eps=0.05), lambda m, z: m(z)),
     "TiCoLoss": (lambda: nn.TiCoLoss(), lambda m, z: m(torch.eye(8, dtype=z.dtype), z[0], z[1])[0]),

@@ -140,6 +140,26 @@ def flag(op: str, name: str, value: Any) -> None:
         raise TypeError(f"{op}: {name}: expected True or False, got {type(value).__name__}")
 
 
+def nonnegative(op: str, name: str, array: Any) -> None:
+    """No negative value, where values may be read."""
+    if readable(array) and bool((array < 0).any()):
+        raise ValueError(f"{op}: {name}: expected nonnegative values, got {float(array[array < 0][0])}")
+
+
+def process_group(op: str, group: Any, name: str, array: Any) -> None:
+    """A group of torch.distributed that this process is in, for torch tensors."""
+    if not is_torch(array):
+        raise ValueError(
+            f"{op}: group: expected None where {name} is no torch tensor (processes exchange tensors), "
+            f"got {name} of type {type(array).__name__}"
+        )
+    if not torch.distributed.is_available() or not isinstance(group, torch.distributed.ProcessGroup):
+        raise TypeError(
+            f"{op}: group: expected a torch.distributed process group with this process in it, "
+            f"got {type(group).__name__}"
+        )
+
+
 def broadcast_batch(op: str, name: str, array: Any, core: int, other_name: str, other: Any, other_core: int) -> Any:
     """The common batch shape of two arguments."""
     batch, other_batch = tuple(array.shape[: array.ndim - core]), tuple(other.shape[: other.ndim - other_core])

@@ -59,6 +59,9 @@ def covariance_contrast(
     d_z: Any | None,
     beta: float,
     detach_covariance: bool,
+    threads: int,
+    /,
+) -> None: ...
 def sinkhorn(scores: Any, P: Any, temperature: float, iterations: int, grad: int, threads: int, /) -> None: ...
 def sinkhorn_gradient(
     scores: Any,

@@ -8,8 +8,10 @@ from typing import Any
 from .. import _check, _native, _route
 
 composite: Any = None  # without torch there is nothing to compose
+distributed: Any = None
 if _check.torch is not None:
     from ..composite import coding_rate as composite
+    from ..composite import distributed
 
 _SIDES = {"auto": 0, "samples": 1, "features": 2}
 _SIDE_NAMES = tuple(_SIDES)
@@ -188,6 +190,7 @@ def coding_rate(
     scale: float = 0.5,
     side: str = "auto",
     return_info: bool = False,
+    group: Any = None,
 ) -> Any:
     r"""Coding rate of samples up to precision epsilon, optionally weighted.
 
@@ -202,6 +205,12 @@ def coding_rate(
         scale: factor of the log determinant; 1/2 gives nats per feature dimension set as in the paper.
         side: "samples" factors the n x n Gram matrix, "features" the d x d one, "auto" the smaller; same value.
         return_info: also return the status of each item, see :func:`logdet_gram`.
+        group: a torch.distributed process group: Z and weights are the samples that this process has, any number or
+            none, and every process of the group gets the rate of all of them, the same bits. alpha follows the number
+            of all samples, or the sum of all weights. torch only, on the features' side. All processes make the same
+            calls with the same batch, d and parameters, which is not checked; where an argument is refused on one
+            process only, the others wait for it until the group's own timeout. None means this process alone, and
+            torch.distributed.group.WORLD is None before init_process_group.
 
     Returns:
         (\*batch), in nats, float64 for float64 input and float32 otherwise; with ``return_info`` a pair. No samples, or
@@ -209,15 +218,22 @@ def coding_rate(
 
     Raises:
         TypeError, ValueError: wrong arrays or shapes; eps2 or alpha not a finite number > 0; on the CPU also a negative
-            weight. On CUDA a negative weight makes its item NaN.
+            weight. On CUDA a negative weight makes its item NaN. ``group`` with arrays that are not torch's, or with
+            side="samples", for which every process would need all samples.
 
     Cost:
-        As :func:`logdet_gram`.
+        As :func:`logdet_gram`. With ``group`` torch operations in float64 for every type of input (float32 on devices
+        without float64): 2 n d^2 + d^3 / 3 flops per item, 4 n d^2 + d^3 with a gradient, which saves Z in float64 and
+        two d x d matrices, three with weights. One all-reduce of 4 d (d + 1) + 8 bytes per item, the packed triangle
+        and the mass; one of 8 bytes per item in the backward pass.
 
     Gradient:
         To Z: 2 scale alpha diag(w) Z M with M = (I + alpha Z^T diag(w) Z)^{-1}. To the weights:
         scale (alpha z_i^T M z_i - (d - tr M) / sum w), the last term only where alpha follows the weights; at w_i = 0
         it is the one-sided derivative. Both are computed with the forward and saved. Zero where no sample has weight.
+        With ``group`` the gradient of the sum of the processes' losses: for W equal losses it is W times that of one,
+        which the averaging of DistributedDataParallel divides by W again, so that the parameters' gradients are those
+        of one process with all samples. Every process must run the backward pass.
 
     Source:
         Yu et al. 2020, Learning Diverse and Discriminative Representations via the Principle of Maximal Coding Rate
@@ -242,6 +258,17 @@ def coding_rate(
     if weights is not None:
         Z, weights = _weighted(op, Z, weights)
     side_code = 0 if type(side) is str and side == "auto" else _check.choice(op, "side", side, _SIDES)
+    if group is not None:
+        _check.process_group(op, group, "Z", Z)
+        if side == "samples":
+            raise ValueError(
+                f"{op}: side: expected 'features' or 'auto' with group (the samples' Gram matrix needs every sample on "
+                f"every process), got {side!r}"
+            )
+        if weights is not None:
+            _check.nonnegative(op, "weights", weights)
+        grouped = distributed.coding_rate(Z, weights, alpha or None, eps2, scale, group)
+        return grouped if return_info else grouped[0]
     outputs = registered_coding_rate(1 + return_info, Z, weights, alpha, eps2, scale, side_code)
     return tuple(outputs) if return_info else outputs[0]
 
