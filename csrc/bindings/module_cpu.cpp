@@ -11,6 +11,7 @@
 #include "ops/coding_rate/sinkhorn.h"
 #include "ops/coding_rate/soft_class_rates.h"
 #include "ops/coding_rate/spd_logdet.h"
+#include "ops/dense/affine_product.h"
 
 namespace subspan {
 namespace {
@@ -128,6 +129,17 @@ void bind_soft_classes(py::module_& m) {
   });
 }
 
+void bind_dense(py::module_& m) {
+  m.def("affine_product", [](py::handle A, py::handle B, py::handle E, py::handle result, double scale, int threads) {
+    constexpr const char* op = "affine_product";
+    const ArrayArg a(A, op, "A"), b(B, op, "B"), out(result, op, "result");
+    const OptionalArrayArg e(E, op, "E");
+    check_affine_product(a.view(), b.view(), e.view(), out.view(), kDevice);
+    py::gil_scoped_release unlocked;
+    affine_product_cpu(a.view(), b.view(), e.view(), out.view(), scale, threads);
+  });
+}
+
 #ifdef SUBSPAN_SANITIZE
 // Reads one entry past a heap buffer, so that the tests can see that the sanitizer would have seen it.
 int sanitizer_selftest() {
@@ -150,6 +162,7 @@ PYBIND11_MODULE(SUBSPAN_MODULE_NAME, m, pybind11::mod_gil_not_used()) {
   bind_coding_rate(m);
   bind_covariance_contrast(m);
   bind_soft_classes(m);
+  bind_dense(m);
 #ifdef SUBSPAN_SANITIZE
   m.def("sanitizer_selftest", &sanitizer_selftest);
 #endif

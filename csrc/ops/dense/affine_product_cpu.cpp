@@ -1,0 +1,140 @@
+#include "core/dispatch.h"
+#include "core/pack.h"
+#include "core/workspace.h"
+#include "ops/dense/affine_product.h"
+
+namespace subspan {
+namespace {
+
+constexpr index_t kDepthBlock = 1024;  // of the packed right operand, which all members read
+constexpr index_t kStripPanels = 2;
+
+// One operand of one batch item: rows of length k, or, where columns are contiguous, the transpose of such a matrix.
+template <class T>
+class Operand {
+ public:
+  Operand(const TensorView& view, index_t item)
+      : transposed_(view.step(-1) != 1 && view.step(-2) == 1),
+        rows_(batch_item(view, 2, item), view.dtype, transposed_ ? view.step(-1) : view.step(-2),
+              transposed_ ? 1 : view.step(-1)) {}
+
+  // to[k][i] = entry k of row `first` + i.
+  void pack(index_t first, index_t count, index_t k, index_t depth, const Panels<T>& to) const {
+    if (transposed_) {
+      pack_columns(rows_, k, depth, first, count, to);
+    } else {
+      pack_rows(rows_, first, count, k, depth, to);
+    }
+  }
+
+ private:
+  bool transposed_;
+  Rows<T> rows_;
+};
+
+// Blocks of the sum are added up in the result; the last one is scaled, and E added.
+template <class T>
+struct Finish {
+  T* result;
+  const T* E;
+  index_t columns, row_step, column_step;  // of E
+  index_t row0, rows;
+  T scale;
+  bool first, last;
+
+  template <int Vectors>
+  [[gnu::always_inline]] void operator()(index_t row, index_t column, Vec<T> (&sums)[kTileRows][Vectors]) const {
+#pragma GCC unroll 8
+    for (int i = 0; i < kTileRows; ++i) {
+      if (row + i >= rows) break;
+      const index_t r = row0 + row + i;
+      T* target = result + r * columns + column;
+#pragma GCC unroll 3
+      for (int v = 0; v < Vectors; ++v, target += kLanes<T>) {
+        const index_t c = column + v * kLanes<T>;
+        const index_t count = columns - c;
+        Vec<T> value = sums[i][v];
+        if (count >= kLanes<T>) {
+          if (!first) value += load(target);
+          if (last) value *= scale;
+          if (last && E) value += column_step == 1 ? load(E + r * row_step + c) : gather(r, c, kLanes<T>);
+          store(target, value);
+        } else {
+          const Vec<T> added = last && E ? gather(r, c, count) : Vec<T>{};
+          for (index_t lane = 0; lane < count; ++lane) {
+            const T sum = first ? value[lane] : target[lane] + value[lane];
+            target[lane] = (last ? sum * scale : sum) + added[lane];
+          }
+        }
+      }
+    }
+  }
+  Vec<T> gather(index_t r, index_t c, index_t count) const {
+    Vec<T> value{};
+    for (index_t lane = 0; lane < count; ++lane) value[lane] = E[r * row_step + (c + lane) * column_step];
+    return value;
+  }
+};
+
+template <class T>
+void multiply_item(const TensorView& A, const TensorView& B, const TensorView* E, index_t item, T* result, double scale,
+                   int threads) {
+  constexpr index_t width = kPanelWidth<T>, strip_rows = kStripPanels * width;
+  const index_t rows = A.size(-2), columns = B.size(-2), depth = A.size(-1);
+  const Operand<T> left(A, item), right(B, item);
+  const index_t block = std::min(kDepthBlock, std::max<index_t>(depth, 1));
+  Workspace workspace;
+  const Panels<T> packed{workspace.take<T>(panel_elements<T>(block, columns)), block, panel_width<T>(columns)};
+  T* strips = workspace.take<T>(strip_rows * block * threads);
+  Finish<T> finish{result,  E ? static_cast<const T*>(batch_item(*E, 2, item)) : nullptr,
+                   columns, 0,
+                   0,       0,
+                   0,       static_cast<T>(scale),
+                   true,    true};
+  if (E) finish.row_step = E->step(-2), finish.column_step = E->step(-1);
+  parallel_team(threads, [&](Team team) {
+    // Whole tiles of rows to each member, neighbouring ones.
+    const index_t tiles = (rows + kTileRows - 1) / kTileRows;
+    const index_t begin = tiles * team.rank() / team.size() * kTileRows;
+    const index_t end = std::min(rows, tiles * (team.rank() + 1) / team.size() * kTileRows);
+    const Panels<T> strip{strips + team.rank() * strip_rows * block, block, width};
+    // An empty sum is one block of depth zero.
+    for (index_t k = 0; k == 0 || k < depth; k += block) {
+      const index_t part = std::min(block, depth - k);
+      for (index_t c = team.rank() * packed.width; c < columns; c += team.size() * packed.width) {
+        const Panels<T> panel{packed.panel(c / packed.width), block, packed.width};
+        right.pack(c, std::min(packed.width, columns - c), k, part, panel);
+      }
+      team.barrier();
+      for (index_t row = begin; row < end; row += strip_rows) {
+        Finish<T> own = finish;
+        own.row0 = row, own.rows = std::min(strip_rows, end - row);
+        own.first = k == 0, own.last = k + part >= depth;
+        left.pack(row, own.rows, k, part, strip);
+        multiply(strip, own.rows, packed, columns, part, Part::kAll, Team(), own);
+      }
+      team.barrier();
+    }
+  });
+}
+
+}  // namespace
+
+void affine_product_cpu(const TensorView& A, const TensorView& B, const TensorView* E, const TensorView& result,
+                        double scale, int threads) {
+  dispatch_float(B.dtype, "affine_product", [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    const index_t items = batch_count(A, 2), elements = A.size(-2) * B.size(-2);
+    const double flops = 2 * static_cast<double>(elements) * static_cast<double>(A.size(-1) + 1);
+    if (items >= threads) {
+      parallel_for(items, useful_threads(static_cast<double>(items) * flops, threads),
+                   [&](index_t item) { multiply_item<T>(A, B, E, item, result.ptr<T>() + item * elements, scale, 1); });
+    } else {
+      for (index_t item = 0; item < items; ++item) {
+        multiply_item<T>(A, B, E, item, result.ptr<T>() + item * elements, scale, useful_threads(flops / 4, threads));
+      }
+    }
+  });
+}
+
+}  // namespace subspan
