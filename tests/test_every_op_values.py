@@ -157,6 +157,8 @@ def test_nan_stays_in_its_item(op: Op, value: float, dtype: torch.dtype) -> None
     for argument in op.differentiated(sample):
         if argument in (*op.nonnegative, *op.minus_infinity) and value < 0:
             continue
+        if argument in op.infinity and np.isinf(value):
+            continue
         for row in (0, 2):
             arguments = leaves(op, sample)
             with torch.no_grad():

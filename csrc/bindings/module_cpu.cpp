@@ -130,13 +130,14 @@ void bind_soft_classes(py::module_& m) {
 }
 
 void bind_dense(py::module_& m) {
-  m.def("affine_product", [](py::handle A, py::handle B, py::handle E, py::handle result, double scale, int threads) {
-    constexpr const char* op = "affine_product";
-    const ArrayArg a(A, op, "A"), b(B, op, "B"), out(result, op, "result");
+  m.def("affine_product", [](py::handle A, py::handle B, py::handle E, py::handle result, double scale, double shift,
+                             bool relu, int threads) {
+    constexpr const char* op = "ista";  // the public function that hands its arrays on
+    const ArrayArg a(A, op, "x"), b(B, op, "D"), out(result, op, "result");
     const OptionalArrayArg e(E, op, "E");
     check_affine_product(a.view(), b.view(), e.view(), out.view(), kDevice);
     py::gil_scoped_release unlocked;
-    affine_product_cpu(a.view(), b.view(), e.view(), out.view(), scale, threads);
+    affine_product_cpu(a.view(), b.view(), e.view(), out.view(), {scale, shift, relu}, threads);
   });
 }
 

@@ -3,6 +3,7 @@
 from .ops.class_coding_rates import class_coding_rates, rate_reduction
 from .ops.coding_rate import coding_rate, logdet_gram, rate_operator, spd_logdet
 from .ops.covariance_contrast import covariance_contrast
+from .ops.dense import ista
 from .ops.sinkhorn import sinkhorn
 
 __version__ = "0.1.0"
@@ -20,6 +21,7 @@ __all__ = [
     "class_coding_rates",
     "coding_rate",
     "covariance_contrast",
+    "ista",
     "logdet_gram",
     "rate_operator",
     "rate_reduction",

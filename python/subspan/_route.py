@@ -92,6 +92,19 @@ def call(name: str, wanted: int, *args: Any) -> Any:
     return _ENTRIES[name](wanted, *args)
 
 
+def call_in_backward(name: str, *args: Any) -> Any:
+    """The first output of a registered op, for a backward function, which may be traced, mapped or differentiated."""
+    op = OPS[name]
+    if torch.compiler.is_compiling():  # no Function can be traced inside a backward
+        result = op.op(*args)
+        return result[0] if isinstance(result, tuple) else result
+    from ._route_torch import is_batched
+
+    if any(isinstance(a, torch.Tensor) and is_batched(a) for a in args):
+        return op.composite(*args)[0]
+    return _ENTRIES[name](1, *args)[0]
+
+
 def paths() -> list[dict[str, str]]:
     """Which path each op takes on each device, and why."""
     rows = []

@@ -8,6 +8,11 @@
 
 namespace subspan {
 
+struct AffineParameters {
+  double scale = 1, shift = 0;
+  bool relu = false;
+};
+
 inline void check_affine_product(const TensorView& A, const TensorView& B, const TensorView* E,
                                  const TensorView& result, Device device) {
   constexpr const char* op = "affine_product";
@@ -26,6 +31,6 @@ inline void check_affine_product(const TensorView& A, const TensorView& B, const
 }
 
 void affine_product_cpu(const TensorView& A, const TensorView& B, const TensorView* E, const TensorView& result,
-                        double scale, int threads);
+                        const AffineParameters& parameters, int threads);
 
 }  // namespace subspan

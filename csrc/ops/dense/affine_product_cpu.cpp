@@ -35,12 +35,14 @@ class Operand {
 // Blocks of the sum are added up in the result; the last one is scaled, and E added.
 template <class T>
 struct Finish {
-  T* result;
-  const T* E;
-  index_t columns, row_step, column_step;  // of E
-  index_t row0, rows;
-  T scale;
-  bool first, last;
+  T* result = nullptr;
+  index_t columns = 0;
+  const T* E = nullptr;
+  index_t row_step = 0, column_step = 0;  // of E
+  T scale = 1, shift = 0;
+  bool relu = false;
+  index_t row0 = 0, rows = 0;  // of the strip
+  bool first = true, last = true;
 
   template <int Vectors>
   [[gnu::always_inline]] void operator()(index_t row, index_t column, Vec<T> (&sums)[kTileRows][Vectors]) const {
@@ -56,14 +58,18 @@ struct Finish {
         Vec<T> value = sums[i][v];
         if (count >= kLanes<T>) {
           if (!first) value += load(target);
-          if (last) value *= scale;
-          if (last && E) value += column_step == 1 ? load(E + r * row_step + c) : gather(r, c, kLanes<T>);
+          if (last) {
+            value = value * scale + shift;
+            if (E) value += column_step == 1 ? load(E + r * row_step + c) : gather(r, c, kLanes<T>);
+            if (relu) value = value <= T(0) ? Vec<T>{} : value;  // NaN stays NaN
+          }
           store(target, value);
         } else {
           const Vec<T> added = last && E ? gather(r, c, count) : Vec<T>{};
           for (index_t lane = 0; lane < count; ++lane) {
-            const T sum = first ? value[lane] : target[lane] + value[lane];
-            target[lane] = (last ? sum * scale : sum) + added[lane];
+            T sum = first ? value[lane] : target[lane] + value[lane];
+            if (last) sum = sum * scale + shift + added[lane];
+            target[lane] = last && relu && sum <= T(0) ? T(0) : sum;
           }
         }
       }
@@ -77,8 +83,8 @@ struct Finish {
 };
 
 template <class T>
-void multiply_item(const TensorView& A, const TensorView& B, const TensorView* E, index_t item, T* result, double scale,
-                   int threads) {
+void multiply_item(const TensorView& A, const TensorView& B, const TensorView* E, index_t item, T* result,
+                   const AffineParameters& parameters, int threads) {
   constexpr index_t width = kPanelWidth<T>, strip_rows = kStripPanels * width;
   const index_t rows = A.size(-2), columns = B.size(-2), depth = A.size(-1);
   const Operand<T> left(A, item), right(B, item);
@@ -86,12 +92,17 @@ void multiply_item(const TensorView& A, const TensorView& B, const TensorView* E
   Workspace workspace;
   const Panels<T> packed{workspace.take<T>(panel_elements<T>(block, columns)), block, panel_width<T>(columns)};
   T* strips = workspace.take<T>(strip_rows * block * threads);
-  Finish<T> finish{result,  E ? static_cast<const T*>(batch_item(*E, 2, item)) : nullptr,
-                   columns, 0,
-                   0,       0,
-                   0,       static_cast<T>(scale),
-                   true,    true};
-  if (E) finish.row_step = E->step(-2), finish.column_step = E->step(-1);
+  Finish<T> finish;
+  finish.result = result;
+  finish.columns = columns;
+  finish.scale = static_cast<T>(parameters.scale);
+  finish.shift = static_cast<T>(parameters.shift);
+  finish.relu = parameters.relu;
+  if (E) {
+    finish.E = static_cast<const T*>(batch_item(*E, 2, item));
+    finish.row_step = E->step(-2);
+    finish.column_step = E->step(-1);
+  }
   parallel_team(threads, [&](Team team) {
     // Whole tiles of rows to each member, neighbouring ones.
     const index_t tiles = (rows + kTileRows - 1) / kTileRows;
@@ -121,17 +132,19 @@ void multiply_item(const TensorView& A, const TensorView& B, const TensorView* E
 }  // namespace
 
 void affine_product_cpu(const TensorView& A, const TensorView& B, const TensorView* E, const TensorView& result,
-                        double scale, int threads) {
+                        const AffineParameters& parameters, int threads) {
   dispatch_float(B.dtype, "affine_product", [&](auto tag) {
     using T = typename decltype(tag)::type;
     const index_t items = batch_count(A, 2), elements = A.size(-2) * B.size(-2);
     const double flops = 2 * static_cast<double>(elements) * static_cast<double>(A.size(-1) + 1);
     if (items >= threads) {
-      parallel_for(items, useful_threads(static_cast<double>(items) * flops, threads),
-                   [&](index_t item) { multiply_item<T>(A, B, E, item, result.ptr<T>() + item * elements, scale, 1); });
+      parallel_for(items, useful_threads(static_cast<double>(items) * flops, threads), [&](index_t item) {
+        multiply_item<T>(A, B, E, item, result.ptr<T>() + item * elements, parameters, 1);
+      });
     } else {
       for (index_t item = 0; item < items; ++item) {
-        multiply_item<T>(A, B, E, item, result.ptr<T>() + item * elements, scale, useful_threads(flops / 4, threads));
+        multiply_item<T>(A, B, E, item, result.ptr<T>() + item * elements, parameters,
+                         useful_threads(flops / 4, threads));
       }
     }
   });

@@ -1,15 +1,20 @@
 """Modules that replace those of published repositories by changing the import."""
 
 from .coding_rate import MaximalCodingRateReduction, TotalCodingRate
+from .crate import ISTA, CRATEBlock, SubspaceAttention, layer_coding_rate
 from .membership_loss import MLCLoss
 from .self_supervised import BarlowLoss, EMPSSLLoss, SimDINOExpansion, TiCoLoss
 
 __all__ = [
+    "ISTA",
     "BarlowLoss",
+    "CRATEBlock",
     "EMPSSLLoss",
     "MLCLoss",
     "MaximalCodingRateReduction",
     "SimDINOExpansion",
+    "SubspaceAttention",
     "TiCoLoss",
     "TotalCodingRate",
+    "layer_coding_rate",
 ]

@@ -62,7 +62,7 @@ def covariance_contrast(z: Any, C: Any, beta: float, *, detach_covariance: bool 
     >>> import numpy as np, subspan
     >>> contrast, C = subspan.covariance_contrast(np.eye(2), np.zeros((2, 2)), 0.5)
     >>> print(contrast, C.tolist())
-    0.125 [[0.25, 0.0], [0.0, 0.25]]
+    0.25 [[0.25, 0.0], [0.0, 0.25]]
     """
     op = "covariance_contrast"
     _check.matrix(op, "z", z)
