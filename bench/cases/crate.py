@@ -1,5 +1,5 @@
-"""CRATE's layers at CRATE-B's token shapes, whose output has as many entries as the tokens: summed for the gradient with
-fixed weights, since equal upstream gradients would be a special case.
+"""CRATE's layers at CRATE-B's token shapes. Their output has as many entries as the tokens: it is summed with fixed
+weights, since equal upstream gradients would be a special case.
 
 Floors: ISTA takes two products of 2 n d^2 forward and four backward. Attention takes two such maps with their two
 gradients each, and per head five products of 2 n^2 d_h beside the symmetric scores.

@@ -1,12 +1,11 @@
 #include "core/dispatch.h"
-#include "core/pack.h"
-#include "core/workspace.h"
+#include "core/product.h"
 #include "ops/dense/affine_product.h"
 
 namespace subspan {
 namespace {
 
-constexpr index_t kDepthBlock = 1024;  // of the packed right operand, which all members read
+constexpr index_t kDepthBlock = 256;  // of the packed right operand, which all members read
 constexpr index_t kStripPanels = 2;
 
 // One operand of one batch item: rows of length k, or, where columns are contiguous, the transpose of such a matrix.
@@ -32,7 +31,7 @@ class Operand {
   Rows<T> rows_;
 };
 
-// Blocks of the sum are added up in the result; the last one is scaled, and E added.
+// Blocks of the sum are added up in the result; after the last one the tile is scaled, and the rest added.
 template <class T>
 struct Finish {
   T* result = nullptr;
@@ -42,43 +41,35 @@ struct Finish {
   T scale = 1, shift = 0;
   bool relu = false;
   index_t row0 = 0, rows = 0;  // of the strip
-  bool first = true, last = true;
+  bool add = false, complete = false;
 
   template <int Vectors>
   [[gnu::always_inline]] void operator()(index_t row, index_t column, Vec<T> (&sums)[kTileRows][Vectors]) const {
-#pragma GCC unroll 8
-    for (int i = 0; i < kTileRows; ++i) {
-      if (row + i >= rows) break;
-      const index_t r = row0 + row + i;
-      T* target = result + r * columns + column;
-#pragma GCC unroll 3
-      for (int v = 0; v < Vectors; ++v, target += kLanes<T>) {
-        const index_t c = column + v * kLanes<T>;
-        const index_t count = columns - c;
-        Vec<T> value = sums[i][v];
-        if (count >= kLanes<T>) {
-          if (!first) value += load(target);
-          if (last) {
-            value = value * scale + shift;
-            if (E) value += column_step == 1 ? load(E + r * row_step + c) : gather(r, c, kLanes<T>);
-            if (relu) value = value <= T(0) ? Vec<T>{} : value;  // NaN stays NaN
-          }
-          store(target, value);
-        } else {
-          const Vec<T> added = last && E ? gather(r, c, count) : Vec<T>{};
-          for (index_t lane = 0; lane < count; ++lane) {
-            T sum = first ? value[lane] : target[lane] + value[lane];
-            if (last) sum = sum * scale + shift + added[lane];
-            target[lane] = last && relu && sum <= T(0) ? T(0) : sum;
-          }
+    const StoreRows<T> store_rows{result + row0 * columns, columns, rows, columns, add};
+    store_rows(row, column, sums);
+    if (complete) complete_tile(row0 + row, row0 + std::min<index_t>(row + kTileRows, rows), column, Vectors);
+  }
+
+  // Apart from the product, whose registers are all in use.
+  [[gnu::noinline]] void complete_tile(index_t begin, index_t end, index_t column, int vectors) const {
+    const index_t stop = std::min<index_t>(columns, column + vectors * kLanes<T>);
+    for (index_t r = begin; r < end; ++r) {
+      T* target = result + r * columns;
+      const T* added = E ? E + r * row_step : nullptr;
+      index_t c = column;
+      if (!added || column_step == 1) {
+        for (; c + kLanes<T> <= stop; c += kLanes<T>) {
+          Vec<T> value = load(target + c) * scale + shift;
+          if (added) value += load(added + c);
+          if (relu) value = value <= T(0) ? Vec<T>{} : value;  // NaN stays NaN
+          store(target + c, value);
         }
       }
+      for (; c < stop; ++c) {
+        const T value = target[c] * scale + shift + (added ? added[c * column_step] : T(0));
+        target[c] = relu && value <= T(0) ? T(0) : value;
+      }
     }
-  }
-  Vec<T> gather(index_t r, index_t c, index_t count) const {
-    Vec<T> value{};
-    for (index_t lane = 0; lane < count; ++lane) value[lane] = E[r * row_step + (c + lane) * column_step];
-    return value;
   }
 };
 
@@ -103,6 +94,7 @@ void multiply_item(const TensorView& A, const TensorView& B, const TensorView* E
     finish.row_step = E->step(-2);
     finish.column_step = E->step(-1);
   }
+  const bool unfinished = E || finish.relu || finish.scale != 1 || finish.shift != 0;
   parallel_team(threads, [&](Team team) {
     // Whole tiles of rows to each member, neighbouring ones.
     const index_t tiles = (rows + kTileRows - 1) / kTileRows;
@@ -120,7 +112,8 @@ void multiply_item(const TensorView& A, const TensorView& B, const TensorView* E
       for (index_t row = begin; row < end; row += strip_rows) {
         Finish<T> own = finish;
         own.row0 = row, own.rows = std::min(strip_rows, end - row);
-        own.first = k == 0, own.last = k + part >= depth;
+        own.add = k > 0;
+        own.complete = unfinished && k + part >= depth;
         left.pack(row, own.rows, k, part, strip);
         multiply(strip, own.rows, packed, columns, part, Part::kAll, Team(), own);
       }
