@@ -1,5 +1,6 @@
 // Scratch memory of a thread. A Workspace takes memory in stack order and gives it back when it goes out of scope; the
-// thread keeps one small block for the next call, because fresh pages cost more than the arithmetic of a small op.
+// thread keeps one block for the next call, because fresh pages cost more than the arithmetic of a small op: a
+// microsecond each. Only pages that were once used are resident.
 #pragma once
 #include <cstdlib>
 #include <memory>
@@ -34,7 +35,7 @@ class Workspace {
 
  private:
   static constexpr std::size_t kAlign = 64;
-  static constexpr std::size_t kKept = std::size_t{4} << 20;
+  static constexpr std::size_t kKept = std::size_t{16} << 20;
   struct Free {
     void operator()(char* memory) const { std::free(memory); }
   };

@@ -19,7 +19,7 @@ class FeaturePairs {
   // Whole panels: pairs with a >= d and those after the last shift are padding.
   index_t count() const { return round_up(shifts_ * padded_, kPanelWidth<T>); }
   index_t index(index_t shift, index_t a) const { return shift * padded_ + a; }
-  // How often the pair counts in z M z: a pair of different features twice, unless it occurs twice.
+  // How often a pair counts in z M z: of different features twice, unless it occurs twice.
   T multiplicity(index_t shift) const { return shift == 0 || 2 * shift == features_ ? T(1) : T(2); }
 
   // Length of a row that is continued periodically, so that z_b of any vector of pairs is one load.
@@ -62,7 +62,7 @@ class FeaturePairs {
     }
   }
 
-  // to[p][.] = pairs `pair` + p of one panel of samples, from their features [a][samples], each times its multiplicity.
+  // to[p][.] = pairs `pair` + p of one panel of samples, from their features [a][samples].
   void pack_pairs(const T* features, index_t pair, index_t pairs, T* to) const {
     constexpr index_t width = kPanelWidth<T>;
     index_t shift = pair / padded_, a = pair % padded_;
@@ -73,7 +73,7 @@ class FeaturePairs {
       const T* second = features + (a + shift < features_ ? a + shift : a + shift - features_) * width;
       for (int v = 0; v < kTileVectors<T>; ++v) {
         const index_t lane = v * kLanes<T>;
-        store(to + lane, present ? load(first + lane) * load(second + lane) * multiplicity(shift) : Vec<T>{});
+        store(to + lane, present ? load(first + lane) * load(second + lane) : Vec<T>{});
       }
     }
   }

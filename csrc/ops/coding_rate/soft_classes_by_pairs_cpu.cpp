@@ -210,16 +210,18 @@ class PairSolver {
     }
   }
 
+  // Pairs as rows, each times its multiplicity in z M z.
   void transpose_matrices(Team team) const {
     constexpr index_t lanes = kLanes<T>;
     for (index_t p = team.rank() * lanes; p < pairs_.count(); p += team.size() * lanes) {
+      const T multiplicity = pairs_.multiplicity(p / pairs_.index(1, 0));
       for (index_t c = 0; c < chunk_; c += lanes) {
         Vec<T> square[lanes];
 #pragma GCC unroll 16
         for (index_t i = 0; i < lanes; ++i) square[i] = load(matrices_.at(c + i, p));
         transpose_square<T>(square);
 #pragma GCC unroll 16
-        for (index_t i = 0; i < lanes; ++i) store(transposed_.at(p + i, c), square[i]);
+        for (index_t i = 0; i < lanes; ++i) store(transposed_.at(p + i, c), square[i] * multiplicity);
       }
     }
   }
