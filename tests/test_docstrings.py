@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 import subspan
+from subspan import nn
 
 PUBLIC = [getattr(subspan, name) for name in subspan.__all__]
+MODULES = [getattr(nn, name) for name in nn.__all__]
 SECTIONS = ("Args:", "Returns:", "Raises:", "Cost:", "Gradient:", "Source:", ">>>")
 
 
-@pytest.mark.parametrize("function", PUBLIC, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("function", [*PUBLIC, *MODULES], ids=lambda f: f.__name__)
 def test_examples_run(function: object) -> None:
     finder, runner = doctest.DocTestFinder(recurse=False), doctest.DocTestRunner()
     tests = finder.find(function, function.__name__, globs={"np": np, "subspan": subspan})  # type: ignore[attr-defined]
@@ -32,3 +34,9 @@ def test_sections_are_there_and_every_argument_is_named(function: object) -> Non
     assert not missing
     for name in inspect.signature(function).parameters:  # type: ignore[arg-type]
         assert f"    {name}:" in text or f"``{name}``" in text, name
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda f: f.__name__)
+def test_modules_say_what_they_replace(module: object) -> None:
+    text = inspect.getdoc(module)
+    assert text and all(section in text for section in ("Args:", "Raises:", "Source:"))

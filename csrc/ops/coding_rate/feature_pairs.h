@@ -66,19 +66,26 @@ class FeaturePairs {
   void pack_pairs(const T* features, index_t pair, index_t pairs, T* to) const {
     constexpr index_t width = kPanelWidth<T>;
     index_t shift = pair / padded_, a = pair % padded_;
-    for (index_t p = 0; p < pairs; ++p, to += width, ++a) {
-      if (a == padded_) a = 0, ++shift;
+    while (pairs > 0) {
+      // As many pairs as follow each other in both factors, or in the padding.
       const bool present = shift < shifts_ && a < features_;
-      const T* first = features + a * width;
-      const T* second = features + (a + shift < features_ ? a + shift : a + shift - features_) * width;
-      for (int v = 0; v < kTileVectors<T>; ++v) {
-        const index_t lane = v * kLanes<T>;
-        store(to + lane, present ? load(first + lane) * load(second + lane) : Vec<T>{});
+      const index_t b = a + shift < features_ ? a + shift : a + shift - features_;
+      const index_t count = std::min(pairs, present ? features_ - std::max(a, b) : padded_ - a);
+      if (present) {
+        multiply_rows_of(features + a * width, features + b * width, count, to);
+      } else {
+        std::fill_n(to, count * width, T(0));
       }
+      to += count * width, pairs -= count, a += count;
+      if (a == padded_) a = 0, ++shift;
     }
   }
 
  private:
+  static void multiply_rows_of(const T* first, const T* second, index_t count, T* to) {
+    for (index_t k = 0; k < count * kPanelWidth<T>; k += kLanes<T>) store(to + k, load(first + k) * load(second + k));
+  }
+
   index_t features_, padded_, shifts_;
 };
 

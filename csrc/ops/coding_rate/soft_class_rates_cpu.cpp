@@ -53,22 +53,20 @@ class Item {
               eps2,
               workspace.take<double>(membership.size(-2)),
               workspace.take<ClassTerm>(membership.size(-2)),
-              workspace.take<double>(membership.size(-2))},
-        mass_(const_cast<double*>(soft_.mass)),
-        terms_(const_cast<ClassTerm*>(soft_.terms)) {
+              workspace.take<double>(membership.size(-2))} {
     soft_.threads = threads;
     const double entries = static_cast<double>(soft_.classes * soft_.all.samples);
     parallel_for(soft_.classes, useful_threads(entries, threads),
-                 [&](index_t j) { mass_[j] = row_sum<T>(soft_.membership, j, soft_.all.samples, nullptr); });
+                 [&](index_t j) { soft_.mass[j] = row_sum<T>(soft_.membership, j, soft_.all.samples, nullptr); });
     std::fill_n(soft_.log_det, soft_.classes, 0.0);
-    std::fill_n(terms_, soft_.classes, ClassTerm{});
+    std::fill_n(soft_.terms, soft_.classes, ClassTerm{});
   }
 
   const GramProblem& problem() const { return soft_.all; }
   index_t classes() const { return soft_.classes; }
-  double mass(index_t j) const { return mass_[j]; }
+  double mass(index_t j) const { return soft_.mass[j]; }
   double log_det(index_t j) const { return soft_.log_det[j]; }
-  void set_term(index_t j, ClassTerm term) { terms_[j] = term; }
+  void set_term(index_t j, ClassTerm term) { soft_.terms[j] = term; }
 
   // Log determinants; with targets also the gradient, that of Z added to what is there.
   void solve(T* d_Z, T* d_membership) {
@@ -97,8 +95,8 @@ class Item {
   // Row j of d_membership: from the energies z_i M_j z_i to the gradient.
   void finish(index_t j) const {
     T* row = soft_.d_membership + j * soft_.all.samples;
-    const double mass = mass_[j], alpha = soft_.alpha(j);
-    const ClassTerm term = terms_[j];
+    const double mass = soft_.mass[j], alpha = soft_.alpha(j);
+    const ClassTerm term = soft_.terms[j];
     if (mass == 0) {
       std::fill_n(row, soft_.all.samples, T(0));
       return;
@@ -111,8 +109,6 @@ class Item {
   }
 
   SoftClasses<T> soft_;
-  double* mass_;
-  ClassTerm* terms_;
 };
 
 // body(item, threads) for every batch item: items to threads where there are enough of them.

@@ -27,8 +27,8 @@ struct SoftClasses {
   Rows<T> membership;  // (classes, samples)
   index_t classes;
   double eps2;
-  const double* mass;         // (classes)
-  const ClassTerm* terms;     // (classes)
+  double* mass;               // (classes)
+  ClassTerm* terms;           // (classes)
   double* log_det;            // (classes)
   T* d_Z = nullptr;           // (samples, features), added to; null: no gradient
   T* d_membership = nullptr;  // (classes, samples), written

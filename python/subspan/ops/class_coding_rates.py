@@ -155,8 +155,8 @@ def class_coding_rates(Z: Any, labels: Any, eps2: float, *, num_classes: int | N
         b_j = max(t_j, d), about three times that with a gradient. Samples are gathered while packing, never copied.
         With soft membership k (n d^2 + d^3 / 3) flops for n >= d, three times that with a gradient, and no copy of Z:
         from 24 classes on all Gram matrices are one product with the pairs of features z_a z_b, which are formed while
-        packing, in buffers of at most 2 k d^2 numbers (about 16 MB where that is more). For n < d the classes share
-        one n x n Gram matrix: k n^3.
+        packing, some classes at a time: buffers of 16 MB, or of 48 d^2 numbers where that is more. For n < d the
+        classes share one n x n Gram matrix: k n^3.
 
     Gradient:
         Labels: d/(t_j eps2) Z_j M_j for the rows of class j, computed with the forward and saved (as large as Z). The
