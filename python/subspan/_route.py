@@ -45,6 +45,7 @@ class Op:
                 scaled(upstream, saved array, tensor) is the product of the first two in the tensor's type
     saves:      which inputs' shapes the saved arrays have; empty: backward needs the first output itself
     public:     the function that users call, for error messages; empty: the name
+    factors:    whether the composite factors matrices, for which it may have a CUDA kernel
     cuda_kernel, cuda_serves: as kernel, with the stream's handle for the threads; whether it can take these arguments
     """
 
@@ -59,6 +60,7 @@ class Op:
     backward: Callable[..., Any] = not_differentiable
     saves: tuple[int, ...] = (0,)
     public: str = ""
+    factors: bool = False
     cuda_kernel: Callable[..., None] | None = None
     cuda_serves: Callable[..., bool] | None = None
 
@@ -141,7 +143,8 @@ def _cuda_path(name: str) -> tuple[str, str]:
     if DISABLED:
         return "composite", "SUBSPAN_DISABLE is set"
     if OPS[name].cuda_kernel is None:
-        return "composite", "torch operations; its log determinants take the path of spd_logdet"
+        share = "; its log determinants take the path of spd_logdet" if OPS[name].factors else ""
+        return "composite", "torch operations" + share
     if _native.cuda_problem():
         return "composite", _native.cuda_problem()
     if name in CUDA_DEFAULT:

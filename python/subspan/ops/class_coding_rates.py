@@ -29,6 +29,7 @@ _class_coding_rates = _route.register(
             scaled(g.gather(-1, tensors[1].long())[..., None], saved[0], tensors[0]),
             None,
         ),
+        factors=True,
     )
 )
 
@@ -43,6 +44,7 @@ _rate_reduction = _route.register(
         composite=lambda *args: composite.rate_reduction(*args),
         gradient=lambda *args: (composite.rate_reduction_gradient(*args),),
         backward=lambda g, saved, tensors, parameters, scaled: (scaled(over(g, 2), saved[0], tensors[0]), None),
+        factors=True,
     )
 )
 
@@ -76,6 +78,7 @@ _soft_class_gradient = _route.register(
         kernel=_native.cpu.soft_class_gradient,
         composite=lambda *args: soft_composite.soft_class_gradient(*args),
         saves=(),
+        factors=True,
         public="class_coding_rates",
     )
 )
@@ -104,6 +107,7 @@ _soft_class_coding_rates = _route.register(
         gradient=lambda *args: (),  # backward needs nothing but the arguments
         backward=_soft_class_backward,
         saves=(),
+        factors=True,
         public="class_coding_rates",
     )
 )
@@ -123,6 +127,7 @@ _soft_rate_reduction = _route.register(
             scaled(over(g, 2), saved[1], tensors[1]),
         ),
         saves=(0, 1),
+        factors=True,
         public="rate_reduction",
     )
 )

@@ -73,6 +73,7 @@ _coding_rate_op = _route.Op(
         None if tensors[1] is None else scaled(over(g, 1), saved[1], tensors[1]),
     ),
     saves=(0, 1),
+    factors=True,
 )
 registered_coding_rate = _route.register(_coding_rate_op)
 # Errors name what was called.
@@ -92,6 +93,7 @@ _rate_operator = _route.register(
             composite.rate_operator_gradient(g, tensors[0], saved[0], *parameters),
         ),
         saves=(),
+        factors=True,
     )
 )
 
