@@ -1,1 +1,1 @@
-"""`python -m subspan.demo`: one representation of handwritten digits, two implementations of its loss."""
+"""`python -m subspan.demo`: three studies of handwritten digits, each against the code in use today."""

@@ -1,4 +1,4 @@
-"""Trains one representation of handwritten digits with two implementations of its loss, and compares them."""
+"""Learns handwritten digits in three ways, and compares times and results with the code in use today."""
 
 from __future__ import annotations
 
@@ -8,19 +8,26 @@ import sys
 from pathlib import Path
 
 EXTRAS = {"torch": "torch", "sklearn": "scikit-learn", "matplotlib": "matplotlib"}
+STUDIES = ("mcr2", "mlc", "crate")
 PICTURE_TYPES = (".png", ".pdf", ".svg")
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m subspan.demo", description=__doc__)
-    parser.add_argument("--steps", type=int, default=300, help="optimiser steps of each training (default: 300)")
+    parser.add_argument(
+        "--study",
+        choices=STUDIES,
+        help="mcr2: a representation from labels; mlc: clusters without labels; crate: a white-box transformer "
+        "(default: all three)",
+    )
+    parser.add_argument("--steps", type=int, help="optimiser steps of each training (default: the study's own)")
     parser.add_argument("--seed", type=int, default=0, help="of split, weights and batches (default: 0)")
     parser.add_argument(
         "--out", type=Path, default=Path("subspan-demo.png"), metavar="FILE.png", help="picture (default: %(default)s)"
     )
     parser.add_argument("--threads", type=int, default=None, help="CPU threads (default: torch's choice)")
     options = parser.parse_args(arguments)
-    if options.steps < 1:
+    if options.steps is not None and options.steps < 1:
         parser.error(f"--steps: expected at least 1, got {options.steps}")
     if options.threads is not None and options.threads < 1:
         parser.error(f"--threads: expected at least 1, got {options.threads}")
@@ -54,25 +61,19 @@ def main(arguments: list[str] | None = None) -> int:
     import torch
 
     from subspan import info
-    from subspan.demo import digits, report
+    from subspan.demo import crate, digits, mcr2, mlc, report
 
+    modules = {"mcr2": mcr2, "mlc": mlc, "crate": crate}
     if options.threads is not None:
         torch.set_num_threads(options.threads)
+    print(f"{info.one_line()}, {torch.get_num_threads()} threads\n")
     data = digits.load(options.seed)
-    copied, ours = digits.prepare(options.steps, options.seed)
-    print(
-        f"maximal coding rate reduction on {len(data.train_labels)} handwritten digits: batch {digits.BATCH}, "
-        f"{digits.FEATURES} features, {digits.CLASSES} classes, eps {digits.EPS2}, {options.steps} steps\n"
-        f"{info.one_line()}, {torch.get_num_threads()} threads\n"
-    )
-    with report.progress_line(options.steps) as progress:
-        digits.train(data, (copied, ours), options.seed, progress)
-    summaries = (
-        report.summarise(copied, digits.nearest_subspace_accuracy(copied.network, data)),
-        report.summarise(ours, digits.nearest_subspace_accuracy(ours.network, data)),
-    )
-    print(report.table(*summaries, report.largest_difference(copied, ours)))
-    report.picture(options.out, (copied, ours), summaries, digits.sorted_similarity(ours.network, data))
+    outcomes = []
+    for name in STUDIES if options.study is None else [options.study]:
+        steps = modules[name].STEPS if options.steps is None else options.steps
+        outcomes.append(modules[name].study(data, steps, options.seed))
+        print(outcomes[-1], flush=True)
+    report.picture(options.out, outcomes)
     print(f"picture: {options.out}")
     return 0
 

@@ -1,11 +1,11 @@
-"""The demo's table, picture and progress line."""
+"""Tables, picture and progress line of the studies."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
@@ -13,98 +13,97 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from subspan.demo.digits import Run
+from subspan.demo.training import Run, largest_difference
 
-COPIED_COLOUR, SUBSPAN_COLOUR, REST_COLOUR = "#e69f00", "#0072b2", "#b8b8b8"  # apart for colour-blind readers too
+BEFORE_COLOUR, SUBSPAN_COLOUR, REST_COLOUR = "#e69f00", "#0072b2", "#b8b8b8"  # apart for colour-blind readers too
+PANELS = 3
 
 
 @dataclass
-class Summary:
-    """What is reported of one run; times in milliseconds are medians over its steps."""
+class Outcome:
+    """What a study found: its part of the printed report, and one drawing for each panel of its row of the picture."""
 
-    name: str
-    loss_ms: float
-    rest_ms: float
-    step_ms: float
-    total_s: float
-    final_loss: float
-    accuracy: float
+    title: str
+    setting: str
+    text: str
+    panels: tuple[Callable[[Axes], None], ...]
+
+    def __str__(self) -> str:
+        return f"{self.title}\n{self.setting}\n\n{self.text}\n"
 
 
-def summarise(run: Run, accuracy: float) -> Summary:
-    rest = [step - loss for step, loss in zip(run.step_seconds, run.loss_seconds, strict=True)]
-    return Summary(
-        name=run.name,
-        loss_ms=1e3 * median(run.loss_seconds),
-        rest_ms=1e3 * median(rest),
-        step_ms=1e3 * median(run.step_seconds),
-        total_s=sum(run.step_seconds),
-        final_loss=run.losses[-1],
-        accuracy=accuracy,
+@dataclass
+class Table:
+    """Two columns and, where a row has one, their ratio; a ratio below 1 is printed like any other."""
+
+    before: str
+    after: str
+    lines: list[str] = field(default_factory=list)
+
+    def row(self, label: str, values: Iterable[float], form: str, ratio: bool = False) -> None:
+        before, after = values
+        quotient = f"{before / after:>9.1f}x" if ratio else ""
+        self.lines.append(f"{label:<34}{format(before, form):>20}{format(after, form):>12}{quotient}")
+
+    def times(self, before: Run, after: Run, loss: str | None = None) -> None:
+        """Rows of times; those of the loss and of the rest of a step where the loss has a name."""
+
+        def milliseconds(label: str, seconds: Callable[[Run], list[float]]) -> None:
+            self.row(f"{label} [ms]", (1e3 * median(seconds(run)) for run in (before, after)), ".2f", ratio=True)
+
+        if loss is not None:
+            milliseconds(f"{loss}, forward + backward", lambda run: run.loss_seconds)
+            milliseconds("network and optimiser", rest_seconds)
+        milliseconds("whole step", lambda run: run.step_seconds)
+        self.row("whole training [s]", (sum(before.step_seconds), sum(after.step_seconds)), ".1f", ratio=True)
+
+    def text(self) -> str:
+        return "\n".join([f"{'':<34}{self.before:>20}{self.after:>12}{'ratio':>10}", *self.lines])
+
+
+def rest_seconds(run: Run) -> list[float]:
+    """What each step took besides its loss."""
+    return [step - loss for step, loss in zip(run.step_seconds, run.loss_seconds, strict=True)]
+
+
+def agreement(copied: Run, ours: Run) -> str:
+    """How far the loss curves are apart, and the time saved."""
+    absolute, relative = largest_difference(copied, ours)
+    total = sum(copied.step_seconds)
+    saved = total - sum(ours.step_seconds)
+    return (
+        f"loss curves: largest difference {absolute:.1e}, relative {relative:.1e}\n"
+        f"time saved: {saved:.1f} s of {total:.1f} s ({saved / total:.0%})"
     )
 
 
-def largest_difference(first: Run, second: Run) -> tuple[float, float]:
-    """Largest distance of two loss curves, absolute and relative to the largest loss."""
-    absolute = max(abs(a - b) for a, b in zip(first.losses, second.losses, strict=True))
-    return absolute, absolute / max(abs(a) for a in first.losses)
-
-
-def table(copied: Summary, ours: Summary, difference: tuple[float, float]) -> str:
-    """The comparison as text; a ratio below 1 is printed like any other."""
-
-    def timed(label: str, before: float, after: float, digits: int) -> str:
-        return f"{label:<34}{before:>20.{digits}f}{after:>12.{digits}f}{before / after:>9.1f}x"
-
-    saved = copied.total_s - ours.total_s
-    return "\n".join(
-        [
-            f"{'':<34}{copied.name:>20}{ours.name:>12}{'ratio':>10}",
-            timed("loss, forward + backward [ms]", copied.loss_ms, ours.loss_ms, 2),
-            timed("network and optimiser [ms]", copied.rest_ms, ours.rest_ms, 2),
-            timed("whole step [ms]", copied.step_ms, ours.step_ms, 2),
-            timed("whole training [s]", copied.total_s, ours.total_s, 1),
-            f"{'final loss':<34}{copied.final_loss:>20.5f}{ours.final_loss:>12.5f}",
-            f"{'test accuracy, nearest subspace':<34}{copied.accuracy:>20.1%}{ours.accuracy:>12.1%}",
-            "",
-            f"loss curves: largest difference {difference[0]:.1e}, relative {difference[1]:.1e}",
-            f"time saved: {saved:.1f} s of {copied.total_s:.1f} s ({saved / copied.total_s:.0%})",
-            "",
-            "Times of a step are medians; the trainings alternate step by step, same batches, same initial weights.",
-            "'As copied' keeps the published code's dense n x n memberships and loop over classes, but not the second",
-            "evaluation it makes for its log. In a clone, bench/run.py compares with the best plain PyTorch as well.",
-        ]
-    )
-
-
-def picture(path: Path, runs: tuple[Run, Run], summaries: tuple[Summary, Summary], similarity: Tensor) -> None:
-    """Loss curves, time of a step, and the learned subspaces, in one image."""
-    figure = Figure(figsize=(13, 4), layout="constrained")
-    curves, bars, blocks = figure.subplots(1, 3, width_ratios=(1.2, 0.9, 1.0))
-    draw_losses(curves, runs)
-    draw_step_times(bars, summaries)
-    image = blocks.imshow(similarity.numpy(), vmin=0, vmax=1, cmap="magma", interpolation="antialiased")
-    blocks.set(title=r"$|ZZ^\top|$ of the test digits, sorted by class", xticks=[], yticks=[])
-    figure.colorbar(image, ax=blocks, shrink=0.85)
+def picture(path: Path, outcomes: list[Outcome]) -> None:
+    """One image, one row for each study."""
+    figure = Figure(figsize=(13, 4 * len(outcomes)), layout="constrained")
+    rows = figure.subplots(len(outcomes), PANELS, squeeze=False, width_ratios=(1.2, 0.9, 1.0))
+    for row, outcome in zip(rows, outcomes, strict=True):
+        for axes, draw in zip(row, outcome.panels, strict=True):
+            draw(axes)
     figure.savefig(path, dpi=150)
 
 
-def draw_losses(axes: Axes, runs: tuple[Run, Run]) -> None:
-    copied, ours = runs
-    steps = range(1, len(copied.losses) + 1)
-    axes.plot(steps, copied.losses, color=COPIED_COLOUR, linewidth=6, alpha=0.6, label=copied.name)
-    axes.plot(steps, ours.losses, color=SUBSPAN_COLOUR, linewidth=1.5, label=ours.name)
-    axes.set(title="Same loss", xlabel="step", ylabel=r"$R_c - R$")
+def draw_losses(axes: Axes, before: Run, after: Run, title: str, quantity: str) -> None:
+    """The first curve is wide, so that one of equal values leaves it visible."""
+    steps = range(1, len(before.losses) + 1)
+    axes.plot(steps, before.losses, color=BEFORE_COLOUR, linewidth=6, alpha=0.6, label=before.name)
+    axes.plot(steps, after.losses, color=SUBSPAN_COLOUR, linewidth=1.5, label=after.name)
+    axes.set(title=title, xlabel="step", ylabel=quantity)
     axes.legend(frameon=False)
 
 
-def draw_step_times(axes: Axes, summaries: tuple[Summary, Summary]) -> None:
+def draw_step_times(axes: Axes, before: Run, after: Run) -> None:
     """Stacked bars: the loss below, the rest of the step on top."""
-    names = [summary.name for summary in summaries]
-    losses = [summary.loss_ms for summary in summaries]
-    steps = [summary.step_ms for summary in summaries]
+    runs = (before, after)
+    losses = [1e3 * median(run.loss_seconds) for run in runs]
+    steps = [1e3 * median(run.step_seconds) for run in runs]
     rests = [step - loss for step, loss in zip(steps, losses, strict=True)]
-    axes.bar(names, losses, color=[COPIED_COLOUR, SUBSPAN_COLOUR], width=0.6)
+    names = [run.name for run in runs]
+    axes.bar(names, losses, color=[BEFORE_COLOUR, SUBSPAN_COLOUR], width=0.6)
     axes.bar(names, rests, bottom=losses, color=REST_COLOUR, width=0.6, label="network and optimiser")
     for place, (loss, step) in enumerate(zip(losses, steps, strict=True)):
         label = f"loss {loss:.1f} ms\nstep {step:.1f} ms"
@@ -113,18 +112,31 @@ def draw_step_times(axes: Axes, summaries: tuple[Summary, Summary]) -> None:
     axes.legend(frameon=False, loc="upper right")
 
 
+def draw_blocks(axes: Axes, matrix: Tensor, largest: float, title: str) -> None:
+    image = axes.imshow(matrix.numpy(), vmin=0, vmax=largest, cmap="magma", interpolation="antialiased")
+    axes.set(title=title, xticks=[], yticks=[])
+    axes.figure.colorbar(image, ax=axes, shrink=0.85)
+
+
 @contextmanager
-def progress_line(total: int) -> Iterator[Callable[[int], None]]:
-    """Yields a callback for the number of steps done: tqdm's bar if installed, a line on a terminal, else silence."""
+def progress(study: str, total: int) -> Iterator[Callable[[], object]]:
+    """Yields a callback for each step done: tqdm's bar if installed, a line on a terminal, else silence."""
     try:
         from tqdm import tqdm
     except ImportError:
         tqdm = None
     if tqdm is not None:
-        with tqdm(total=total, desc="training both", unit="step", leave=False) as bar:
-            yield lambda done: bar.update(done - bar.n)
+        with tqdm(total=total, desc=f"{study}, training both", unit="step", leave=False) as bar:
+            yield bar.update
     elif sys.stderr.isatty():
-        yield lambda done: print(f"\rtraining both: step {done}/{total}", end="", file=sys.stderr, flush=True)
+        done = 0
+
+        def count() -> None:
+            nonlocal done
+            done += 1
+            print(f"\r{study}, training both: step {done}/{total}", end="", file=sys.stderr, flush=True)
+
+        yield count
         print(file=sys.stderr)
     else:
-        yield lambda done: None
+        yield lambda: None
