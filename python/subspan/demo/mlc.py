@@ -91,7 +91,8 @@ def disagreement(features: Tensor) -> Tensor:
 def expansion(output: Tensor, _: Tensor) -> Tensor:
     """The warm-up: features of all digits spread out, those of two views of one stay together."""
     features = output[0]
-    return disagreement(features) - subspan.coding_rate(torch.stack(features.chunk(2)), EPS2).mean()
+    rate: Tensor = subspan.coding_rate(torch.stack(features.chunk(2)), EPS2).mean()
+    return disagreement(features) - rate
 
 
 def scores(codes: Tensor) -> Tensor:
