@@ -1,5 +1,4 @@
 #include "core/dispatch.h"
-#include "core/small_matrix/inverse.h"
 #include "ops/coding_rate/covariance_contrast.h"
 #include "ops/coding_rate/gram_gradient.h"
 
@@ -22,28 +21,28 @@ class Item {
     matrix_ = {workspace.take<T>(panel_elements<T>(depth, features_)), depth, width};
     block_ = std::min(kPackBytes / (width * static_cast<index_t>(sizeof(T))), round_up(samples_, kLanes<T>));
     packed_ = workspace.take<T>(panel_elements<T>(block_, features_) * team_size);
-    row_sums_ = workspace.take<double>(features_);
+    const index_t side = (features_ + kLanes<T> - 1) / kLanes<T>;
+    square_sums_ = workspace.take<double>(side * (side + 1) / 2);
   }
 
   // Run by every member of the team; the contrast is complete when all have returned.
   void run(T* contrast, T* covariance, T* d_z, const CovarianceParameters& parameters, Team team) const {
     form_covariance(team);
-    update(covariance, d_z != nullptr, parameters, team);
+    const index_t squares = update(covariance, d_z != nullptr, parameters, team);
     team.barrier();
     if (team.rank() == 0) {
       double sum = 0;
-      for (index_t i = 0; i < features_; ++i) sum += row_sums_[i];
+      for (index_t i = 0; i < squares; ++i) sum += square_sums_[i];
       *contrast = static_cast<T>(sum + (sum - sum));  // not finite: NaN
     }
     if (!d_z) return;
-    make_symmetric(team);
     const GradientRows<T> of{rows_, samples_, features_, nullptr, nullptr};
     const GradientTarget target{d_z, sizeof(T) == 8, 2.0 / static_cast<double>(samples_), false};
     write_right_product<T>(matrix_, of, target, team);
   }
 
  private:
-  // B, full, in matrix_.
+  // The upper triangle of B in matrix_.
   void form_covariance(Team team) const {
     if (samples_ == 0) {  // no samples have no covariance
       if (team.rank() == 0) std::fill_n(matrix_.data, panel_elements<T>(matrix_.depth, features_), T(0));
@@ -58,69 +57,77 @@ class Item {
       multiply(packed, features_, packed, features_, depth, Part::kUpper, team, StorePanels<T>{matrix_, k > 0, scale});
     }
     team.barrier();
-    detail::mirror(matrix_, features_, team);
-    team.barrier();
   }
 
-  // Row by row: C' to the caller, its product with B, and in place of B what becomes the gradient's matrix when it is
-  // made symmetric.
-  void update(T* covariance, bool gradient, const CovarianceParameters& parameters, Team team) const {
-    Workspace workspace;
+  // Two squares of the matrices at a time, mirror images of each other: C' to the caller, its product with B, and in
+  // place of B the symmetric matrix of the gradient. Returns the number of sums.
+  index_t update(T* covariance, bool gradient, const CovarianceParameters& parameters, Team team) const {
+    index_t turn = 0;
+    for (index_t row = 0; row < features_; row += kLanes<T>) {
+      for (index_t column = row; column < features_; column += kLanes<T>, ++turn) {
+        if (turn % team.size() != team.rank()) continue;
+        square_sums_[turn] = update_square(row, column, covariance, gradient, parameters);
+      }
+    }
+    return turn;
+  }
+
+  double update_square(index_t row, index_t column, T* covariance, bool gradient,
+                       const CovarianceParameters& parameters) const {
+    constexpr index_t lanes = kLanes<T>;
     const T beta = static_cast<T>(parameters.beta), rest = static_cast<T>(1 - parameters.beta);
     const T share = parameters.detach_covariance ? rest : 2 * rest;
-    T* scratch = workspace.take<T>(features_);
-    T* gathered = workspace.take<T>(features_);
-    for (index_t i = team.rank(); i < features_; i += team.size()) {
-      T* out = covariance ? covariance + i * features_ : scratch;
-      const T* row = previous_ + i * row_step_;
-      if (column_step_ != 1) {
-        for (index_t j = 0; j < features_; ++j) gathered[j] = row[j * column_step_];
-        row = gathered;
-      }
-      double sum = 0;
-      for (index_t first = 0; first < features_; first += matrix_.width) {
-        const index_t count = std::min(matrix_.width, features_ - first);
-        T* B = matrix_.at(i, first);
-        Vec<T> part{};
-        index_t k = 0;
-        for (; k + kLanes<T> <= count; k += kLanes<T>) {
-          const Vec<T> c = beta * load(row + first + k), b = load(B + k), next = c + rest * b;
-          store(out + first + k, next);
-          part += next * b;
-          if (gradient) store(B + k, c + share * b);
-        }
-        for (; k < count; ++k) {
-          const T c = beta * row[first + k], b = B[k], next = c + rest * b;
-          out[first + k] = next;
-          part[0] += next * b;
-          if (gradient) B[k] = c + share * b;
-        }
-        for (int lane = 0; lane < kLanes<T>; ++lane) sum += static_cast<double>(part[lane]);
-      }
-      row_sums_[i] = sum;
+    Vec<T> current[lanes], here[lanes], there[lanes], sum{};
+    for (index_t i = 0; i < lanes; ++i) {
+      current[i] = row + i < features_ ? keep(load(matrix_.at(row + i, column)), features_ - column) : Vec<T>{};
+      here[i] = beta * previous(row + i, column);
     }
+    const auto finish = [&](index_t r, index_t c, const Vec<T>& kept, const Vec<T>& b) {
+      const Vec<T> next = kept + rest * b;
+      sum += next * b;
+      if (covariance && r < features_) put(covariance + r * features_ + c, next, features_ - c);
+    };
+    for (index_t i = 0; i < lanes; ++i) finish(row + i, column, here[i], current[i]);
+    if (row == column) {
+      for (index_t i = 0; i < lanes; ++i) there[i] = here[i];
+    } else {
+      Vec<T> mirrored[lanes];
+      for (index_t i = 0; i < lanes; ++i) mirrored[i] = current[i];
+      transpose_square<T>(mirrored);
+      for (index_t i = 0; i < lanes; ++i) {
+        there[i] = beta * previous(column + i, row);
+        finish(column + i, row, there[i], mirrored[i]);
+      }
+    }
+    if (gradient) {
+      transpose_square<T>(there);
+      for (index_t i = 0; i < lanes; ++i) current[i] = T(0.5) * (here[i] + there[i]) + share * current[i];
+      for (index_t i = 0; i < std::min(lanes, features_ - row); ++i) store(matrix_.at(row + i, column), current[i]);
+      transpose_square<T>(current);
+      for (index_t i = 0; i < std::min(lanes, features_ - column); ++i) store(matrix_.at(column + i, row), current[i]);
+    }
+    double total = 0;
+    for (index_t lane = 0; lane < lanes; ++lane) total += static_cast<double>(sum[lane]);
+    return total;
   }
 
-  // (G + G^T) / 2, square by square.
-  void make_symmetric(Team team) const {
-    constexpr index_t lanes = kLanes<T>;
-    index_t turn = 0;
-    for (index_t row = 0; row < features_; row += lanes) {
-      for (index_t column = row; column < features_; column += lanes, ++turn) {
-        if (turn % team.size() != team.rank()) continue;
-        Vec<T> here[lanes], there[lanes];
-        for (index_t i = 0; i < lanes; ++i) {
-          here[i] = row + i < features_ ? load(matrix_.at(row + i, column)) : Vec<T>{};
-          there[i] = column + i < features_ ? load(matrix_.at(column + i, row)) : Vec<T>{};
-        }
-        transpose_square<T>(there);
-        for (index_t i = 0; i < lanes; ++i) here[i] = T(0.5) * (here[i] + there[i]);
-        for (index_t i = 0; i < std::min(lanes, features_ - row); ++i) store(matrix_.at(row + i, column), here[i]);
-        transpose_square<T>(here);
-        for (index_t i = 0; i < std::min(lanes, features_ - column); ++i) store(matrix_.at(column + i, row), here[i]);
-      }
-    }
-    team.barrier();
+  // Entries of C from (row, column) on; zero beyond its edges.
+  Vec<T> previous(index_t row, index_t column) const {
+    if (row >= features_) return Vec<T>{};
+    const T* from = previous_ + row * row_step_ + column * column_step_;
+    const index_t count = std::min<index_t>(kLanes<T>, features_ - column);
+    if (column_step_ == 1) return count == kLanes<T> ? load(from) : load_partial(from, count);
+    Vec<T> value{};
+    for (index_t lane = 0; lane < count; ++lane) value[lane] = from[lane * column_step_];
+    return value;
+  }
+  static Vec<T> keep(Vec<T> value, index_t count) {
+    for (index_t lane = count; lane < kLanes<T>; ++lane) value[lane] = 0;
+    return value;
+  }
+  static void put(T* to, Vec<T> value, index_t count) {
+    if (count >= kLanes<T>) return store(to, value);
+    for (index_t lane = 0; lane < count; ++lane) to[lane] = value[lane];
   }
 
   Rows<T> rows_;
@@ -129,7 +136,7 @@ class Item {
   Panels<T> matrix_;
   index_t block_;
   T* packed_;
-  double* row_sums_;
+  double* square_sums_;
 };
 
 }  // namespace
