@@ -70,8 +70,8 @@ template <class Out, class T>
 void write_right_product(const Panels<T>& symmetric, const GradientRows<T>& of, const GradientTarget& target,
                          Team team) {
   Workspace workspace;
-  const index_t width = kPanelWidth<T>;
-  const Panels<T> strip{workspace.take<T>(of.features * width), of.features, width};
+  const index_t width = 2 * kPanelWidth<T>;
+  const Panels<T> strip{workspace.take<T>(of.features * width), of.features, kPanelWidth<T>};
   for (index_t first = team.rank() * width; first < of.samples; first += team.size() * width) {
     const index_t rows = std::min(width, of.samples - first);
     const StoreGradient<T, Out> finish{target, of, first, rows, 0, of.features};
