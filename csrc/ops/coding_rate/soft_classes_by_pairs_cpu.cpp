@@ -191,11 +191,15 @@ class PairSolver {
   void for_each_run(index_t c, const Panels<T>& matrix, Body&& body) const {
     const index_t features = pairs_.features();
     const auto diagonal = [&](index_t pair, index_t high, index_t count) {
+      constexpr index_t width = kPanelWidth<T>;
+      index_t from = pair / width, skipped = pair % width, to = high / matrix.width, column = high % matrix.width;
       for (index_t low = 0; low < count;) {
-        const index_t inside = std::min(matrix.width - high % matrix.width, matrices_.width - pair % matrices_.width);
-        const index_t length = std::min(count - low, inside);
-        body(matrices_.at(c, pair), matrix.at(low, high), matrix.width + 1, length);
-        low += length, high += length, pair += length;
+        const index_t length = std::min({count - low, width - skipped, matrix.width - column});
+        body(matrices_.panel(from) + c * width + skipped, matrix.panel(to) + low * matrix.width + column,
+             matrix.width + 1, length);
+        low += length, skipped += length, column += length;
+        if (skipped == width) skipped = 0, ++from;
+        if (column == matrix.width) column = 0, ++to;
       }
     };
     for (index_t shift = 0; shift < pairs_.shifts(); ++shift) {
