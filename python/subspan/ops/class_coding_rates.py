@@ -170,7 +170,9 @@ def class_coding_rates(Z: Any, labels: Any, eps2: float, *, num_classes: int | N
         through t_j; backward is a pass of its own and saves nothing. Zero for a class without mass.
 
     Source:
-        Yu et al. 2020 (MCR2), the terms of R_c; ``compute_compress_loss`` of the mcr2 repository.
+        Yu et al. 2020 (MCR2), the terms of R_c; ``compute_compress_loss`` of the mcr2 repository, for a membership that
+        of NMCE, EMP-SSL and CPP. ``gumb_compress_loss`` of EMP-SSL scales both factors of the Gram matrix by the
+        membership, which squares it.
 
     >>> import numpy as np, subspan
     >>> rates, mass = subspan.class_coding_rates(np.eye(4), np.array([0, 0, 1, 1]), 0.5)
