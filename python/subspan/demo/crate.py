@@ -115,7 +115,7 @@ def study(data: Digits, steps: int, seed: int) -> report.Outcome:
         setting=f"batch {BATCH}, {DEPTH} layers, width {WIDTH}, {HEADS} heads, {steps} steps",
         text="\n".join([table.text(), "", *layers, "", NOTE]),
         panels=(
-            lambda axes: report.draw_losses(axes, vit, crate, "Training loss", "cross entropy"),
+            lambda axes: report.draw_losses(axes, vit, crate, "Training loss", "cross entropy", width=1.5),
             lambda axes: draw_sizes(axes, runs, accuracies),
             lambda axes: draw_rates(axes, before, after),
         ),
@@ -127,9 +127,9 @@ def draw_sizes(axes: Axes, runs: tuple[training.Run, training.Run], accuracies: 
     names = [run.name for run in runs]
     axes.bar(names, sizes, color=[report.BEFORE_COLOUR, report.SUBSPAN_COLOUR], width=0.6)
     for place, (size, share) in enumerate(zip(sizes, accuracies, strict=True)):
-        label = f"{size:,}\ntest accuracy {share:.1%}"
+        label = f"{size:,}\ntest accuracy\n{share:.1%}"
         axes.annotate(label, (place, size), ha="center", va="bottom", xytext=(0, 3), textcoords="offset points")
-    axes.set(title="Parameters", ylim=(0, 1.25 * max(sizes)))
+    axes.set(title="Parameters", ylim=(0, 1.3 * max(sizes)))
 
 
 def draw_rates(axes: Axes, before: list[float], after: list[float]) -> None:

@@ -87,10 +87,10 @@ def picture(path: Path, outcomes: list[Outcome]) -> None:
     figure.savefig(path, dpi=150)
 
 
-def draw_losses(axes: Axes, before: Run, after: Run, title: str, quantity: str) -> None:
-    """The first curve is wide, so that one of equal values leaves it visible."""
+def draw_losses(axes: Axes, before: Run, after: Run, title: str, quantity: str, width: float = 6) -> None:
+    """`width` is that of the first curve: wide, so that one of equal values leaves it visible."""
     steps = range(1, len(before.losses) + 1)
-    axes.plot(steps, before.losses, color=BEFORE_COLOUR, linewidth=6, alpha=0.6, label=before.name)
+    axes.plot(steps, before.losses, color=BEFORE_COLOUR, linewidth=width, alpha=0.6, label=before.name)
     axes.plot(steps, after.losses, color=SUBSPAN_COLOUR, linewidth=1.5, label=after.name)
     axes.set(title=title, xlabel="step", ylabel=quantity)
     axes.legend(frameon=False)
