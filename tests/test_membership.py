@@ -31,7 +31,7 @@ from coding_rate_growth import class_growth, reduction_growth, soft_class_growth
 from coding_rate_points import gradient_bound, nearly_collapsed, value_bound
 from op_row import SAFETY, within
 from sample_arrays import normal, uniform
-from subspan.composite import khatri_rao
+from subspan.composite import grams, khatri_rao
 from subspan.composite import membership as composite
 from subspan.reference import coding_rate as reference
 
@@ -430,6 +430,7 @@ def test_composites_take_some_classes_at_a_time(
     expected = value, *path.gradients(value.sum(), Z, membership)
     chunk = k * n * d // 8
     monkeypatch.setattr(composite, "CHUNK_ELEMENTS", chunk)
+    monkeypatch.setattr(grams, "CHUNK_ELEMENTS", chunk)
     monkeypatch.setattr(khatri_rao, "FULL_ELEMENTS", chunk)
     with LargestArray() as largest:
         value = getattr(path, function)(Z, membership)

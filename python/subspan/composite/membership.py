@@ -8,11 +8,11 @@ root of a membership is differentiated: a membership of zero is an ordinary poin
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from .classes import CHUNK_ELEMENTS
 from .coding_rate import (
     on_samples,
     plain_alpha,
@@ -31,39 +31,11 @@ from .factor import (
     solve_right,
     without_autocast,
 )
+from .grams import membership_grams
 from .khatri_rao import soft_class_log_dets
 
 #: From as many classes on, all Gram matrices are formed as one product, see khatri_rao.py.
 PRODUCT_CLASSES = 24
-#: Elements of the largest temporary, 128 MiB in float64.
-CHUNK_ELEMENTS = 1 << 24
-
-
-class WeightedGrams(torch.autograd.Function):
-    """Z^T diag(u_j) Z for every row of u, (*batch, k, d, d); k n d numbers are neither formed nor saved."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(rows: Tensor, strength: Tensor) -> Tensor:
-        grams = [(u[..., None] * rows[..., None, :, :]).mT @ rows[..., None, :, :] for u in _chunks(rows, strength)]
-        return torch.cat(grams, -3)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor]:
-        rows, strength = ctx.saved_tensors
-        both = upstream[0] + upstream[0].mT
-        d_rows, d_strength, first = torch.zeros_like(rows), [], 0
-        for u in _chunks(rows, strength):
-            products = rows[..., None, :, :] @ both[..., first : first + u.shape[-2], :, :]
-            d_rows = d_rows + (u[..., None] * products).sum(-3)
-            d_strength.append((products * rows[..., None, :, :]).sum(-1) / 2)
-            first += u.shape[-2]
-        return d_rows, torch.cat(d_strength, -2)
 
 
 def _chunks(rows: Tensor, per_class: Tensor) -> list[Tensor]:
@@ -95,8 +67,7 @@ class SoftClasses:
             log_dets: Tensor = soft_class_log_dets(*self.given)[0]
             return log_dets.to(self.rows.dtype)
         if not self.samples_side:
-            grams: Tensor = WeightedGrams.apply(self.rows, self.strength)  # type: ignore[no-untyped-call]
-            return log_det_identity_plus(grams)
+            return log_det_identity_plus(membership_grams(self.rows, self.strength))
         gram = unweighted_gram(self.rows, True)[..., None, :, :]
         parts = [weighted_log_det(gram.expand(*u.shape, u.shape[-1]), u) for u in _chunks(self.rows, self.strength)]
         return torch.cat(parts, -1)

@@ -19,12 +19,12 @@ def _backward(upstream: Any, saved: Any, tensors: Any, parameters: Any, scaled: 
     """By kernel, but in torch operations where the gradient will be differentiated, or is that of the fixed point."""
     (scores, *_), P = tensors, saved[0]
     arguments = (scores, P, upstream, *parameters)
-    if _check.torch.is_grad_enabled() or parameters[2] == _IMPLICIT:
-        return (composite.sinkhorn_gradient(*arguments).to(scores.dtype),)
-    try:
-        gradient = _sinkhorn_gradient(1, *arguments)[0]
-    except RuntimeError:  # a batch of upstreams (is_grads_batched) has no memory of its own
+    from .._route_torch import is_batched
+
+    if _check.torch.is_grad_enabled() or parameters[2] == _IMPLICIT or is_batched(upstream):
         gradient = composite.sinkhorn_gradient(*arguments)
+    else:
+        gradient = _sinkhorn_gradient(1, *arguments)[0]
     return (gradient.to(scores.dtype),)
 
 
