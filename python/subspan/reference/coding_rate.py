@@ -1,4 +1,4 @@
-"""Coding rates as the papers write them, in float64 NumPy, on the d x d side, one matrix at a time.
+"""Coding rates as the papers write them, in float64 NumPy, one matrix at a time, on the smaller side.
 
 MCR2:    Yu, Chan, You, Song, Ma, Learning Diverse and Discriminative Representations via the Principle of Maximal
          Coding Rate Reduction, 2020, arXiv:2006.08558
@@ -83,10 +83,12 @@ def _logdet_identity_plus(Z: Array, w: Array, eps2: float | None, alpha: float |
         if w.sum() == 0:  # the rate of nothing
             return 0.0
         alpha = features / (w.sum() * eps2)
-    gram = Z.T @ (w[:, None] * Z)
-    if not np.isfinite(gram).all():
+    # det (I + alpha Z^T W Z) = det (I + alpha W Z Z^T) by Sylvester: the larger side has eigenvalues 1 that come out of
+    # numbers as large as alpha |Z|^2, with their rounding errors.
+    small = Z.T @ (w[:, None] * Z) if features <= len(Z) else w[:, None] * (Z @ Z.T)
+    if not np.isfinite(small).all():
         return np.nan
-    return float(np.linalg.slogdet(np.eye(features) + alpha * gram)[1])
+    return float(np.linalg.slogdet(np.eye(len(small)) + alpha * small)[1])
 
 
 def class_coding_rates(
