@@ -3,6 +3,8 @@
 #include "bindings/array_arg.h"
 #include "core/measure.h"
 #include "core/parallel.h"
+#include "ops/angles/small_eigh.h"
+#include "ops/angles/small_svd.h"
 #include "ops/coding_rate/class_coding_rates.h"
 #include "ops/coding_rate/coding_rate.h"
 #include "ops/coding_rate/covariance_contrast.h"
@@ -17,6 +19,26 @@ namespace subspan {
 namespace {
 
 constexpr Device kDevice = Device::cpu;
+
+void bind_angles(py::module_& m) {
+  m.def("small_svd",
+        [](py::handle M, py::handle values, py::handle left, py::handle right, py::handle info, int threads) {
+          constexpr const char* op = "small_svd";
+          const ArrayArg a(M, op, "M"), out(values, op, "values");
+          const OptionalArrayArg u(left, op, "left"), v(right, op, "right"), status(info, op, "info");
+          check_small_svd(a.view(), out.view(), u.view(), v.view(), status.view(), kDevice);
+          py::gil_scoped_release unlocked;
+          small_svd_cpu(a.view(), out.view(), u.view(), v.view(), status.view(), threads);
+        });
+  m.def("small_eigh", [](py::handle A, py::handle values, py::handle vectors, py::handle info, int threads) {
+    constexpr const char* op = "small_eigh";
+    const ArrayArg a(A, op, "A"), out(values, op, "values");
+    const OptionalArrayArg q(vectors, op, "vectors"), status(info, op, "info");
+    check_small_eigh(a.view(), out.view(), q.view(), status.view(), kDevice);
+    py::gil_scoped_release unlocked;
+    small_eigh_cpu(a.view(), out.view(), q.view(), status.view(), threads);
+  });
+}
 
 void bind_coding_rate(py::module_& m) {
   m.def("spd_logdet",
@@ -160,6 +182,7 @@ PYBIND11_MODULE(SUBSPAN_MODULE_NAME, m, pybind11::mod_gil_not_used()) {
   m.def("max_threads", [] { return omp_get_max_threads(); });
   m.def("measure_fma_peak", &measure_fma_peak, py::arg("seconds"), py::arg("threads"));
   m.def("gemm_benchmark", &measure_gemm, py::arg("n"), py::arg("repeats"));
+  bind_angles(m);
   bind_coding_rate(m);
   bind_covariance_contrast(m);
   bind_soft_classes(m);

@@ -1,6 +1,11 @@
-// Fixed-width vectors written with GCC/Clang vector extensions: plain operators, no intrinsics, every architecture.
+// Fixed-width vectors written with GCC/Clang vector extensions: plain operators, no intrinsics but for an estimate that no
+// operator gives, every architecture.
 // The width follows the instruction set the file is compiled for: wider vectors would be emulated badly.
 #pragma once
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -66,6 +71,38 @@ inline Vec<double> square_root(Vec<double> v) {
 }
 inline float square_root(float v) { return std::sqrt(v); }
 inline double square_root(double v) { return std::sqrt(v); }
+
+// What a comparison of two Vec<T> gives: integers of the lanes' size, all bits set where it holds.
+template <class T>
+using Mask = decltype(Vec<T>{} < Vec<T>{});
+
+namespace detail {
+// One step of Newton's method for 1 / sqrt(v) doubles the digits of `estimate`.
+template <class T>
+inline Vec<T> refine_inverse_square_root(Vec<T> v, Vec<T> estimate) {
+  return estimate * (T(1.5) - v * T(0.5) * estimate * estimate);
+}
+}  // namespace detail
+
+// 1 / sqrt(v) for normal v > 0, to about two units in the last place: quotients and roots of whole vectors are slow.
+inline Vec<float> inverse_square_root(Vec<float> v) {
+#if defined(__AVX512F__)
+  return detail::refine_inverse_square_root<float>(v, (Vec<float>)_mm512_rsqrt14_ps((__m512)v));
+#elif defined(__AVX2__)
+  return detail::refine_inverse_square_root<float>(v, (Vec<float>)_mm256_rsqrt_ps((__m256)v));
+#else
+  return 1 / square_root(v);
+#endif
+}
+inline Vec<double> inverse_square_root(Vec<double> v) {
+#if defined(__AVX512F__)
+  const Vec<double> estimate =
+      detail::refine_inverse_square_root<double>(v, (Vec<double>)_mm512_rsqrt14_pd((__m512d)v));
+  return detail::refine_inverse_square_root<double>(v, estimate);
+#else
+  return 1 / square_root(v);
+#endif
+}
 
 namespace detail {
 template <class T, int... I>

@@ -1,0 +1,115 @@
+#include "core/parallel.h"
+#include "core/small_matrix/interleave.h"
+#include "core/small_matrix/jacobi.h"
+#include "ops/angles/small_svd.h"
+
+namespace subspan {
+namespace {
+
+template <class T>
+struct Call {
+  const TensorView& M;
+  T* values;
+  T* left;
+  T* right;
+  std::int32_t* info;
+  index_t items;
+
+  index_t rows() const { return M.size(-2); }
+  index_t columns() const { return M.size(-1); }
+  index_t rank() const { return std::min(rows(), columns()); }
+  bool wide() const { return rows() <= columns(); }
+};
+
+// Columns `from` ... count - 1 of an orthonormal basis of which the first are given: entry (i, c) at i * step + c *
+// next. Of the unit vectors the one farthest from the span so far, made orthogonal twice, which is enough.
+template <class T>
+void complete_basis(T* basis, index_t step, index_t next, index_t rows, index_t from, index_t count) {
+  for (index_t c = from; c < count; ++c) {
+    index_t farthest = 0;
+    T smallest = std::numeric_limits<T>::infinity();
+    for (index_t i = 0; i < rows; ++i) {
+      T projected = 0;
+      for (index_t b = 0; b < c; ++b) projected += basis[i * step + b * next] * basis[i * step + b * next];
+      if (projected < smallest) smallest = projected, farthest = i;
+    }
+    for (index_t i = 0; i < rows; ++i) basis[i * step + c * next] = static_cast<T>(i == farthest);
+    for (int time = 0; time < 2; ++time) {
+      for (index_t b = 0; b < c; ++b) {
+        T product = 0;
+        for (index_t i = 0; i < rows; ++i) product += basis[i * step + b * next] * basis[i * step + c * next];
+        for (index_t i = 0; i < rows; ++i) basis[i * step + c * next] -= product * basis[i * step + b * next];
+      }
+      T square = 0;
+      for (index_t i = 0; i < rows; ++i) square += basis[i * step + c * next] * basis[i * step + c * next];
+      for (index_t i = 0; i < rows; ++i) basis[i * step + c * next] /= std::sqrt(square);
+    }
+  }
+}
+
+// The method orthogonalises columns. Of a wide matrix it takes the transpose, M^T = V diag(values) U^T.
+template <class T>
+void decompose(const Call<T>& call, index_t index) {
+  const LaneGroup<T> group(index, call.items);
+  const index_t rank = call.rank(), length = std::max(call.rows(), call.columns());
+  Workspace workspace;
+  Vec<T>* x = workspace.take<Vec<T>>(rank * length);
+  Vec<T>* rotations = call.left ? workspace.take<Vec<T>>(rank * rank) : nullptr;
+  Vec<T>* values = workspace.take<Vec<T>>(rank);
+  interleave<T>(call.M, group, x, call.wide() ? length : 1, call.wide() ? 1 : length);
+  const Vec<T> power = scale_to_one<T>(x, rank * length);
+  const Mask<T> unsettled = svd_interleaved<T>(x, length, rank, rotations, values);
+  Vec<T> poison{};
+  for (index_t c = 0; c < rank; ++c) poison += values[c] * 0;
+  index_t solid[kLanes<T>];  // columns that are longer than rounding errors of the others, by lane
+  for (index_t lane = 0; lane < kLanes<T>; ++lane) {
+    index_t c = 0;
+    while (c < rank && !(values[c][lane] <= jacobi::kNegligible<T> * values[0][lane])) ++c;
+    solid[lane] = c;
+  }
+  if (call.left) {
+    for (index_t c = 0; c < rank; ++c) {
+      const Vec<T> inverse = 1 / (values[c] > 0 ? values[c] : broadcast(T(1))) + poison;
+      for (index_t i = 0; i < length; ++i) x[c * length + i] *= inverse;
+      for (index_t i = 0; i < rank; ++i) rotations[c * rank + i] += poison;
+    }
+    T* bases = call.wide() ? call.right : call.left;
+    const index_t step = call.wide() ? 1 : rank, next = call.wide() ? length : 1;
+    if (call.wide()) {
+      deinterleave<T>(rotations, 1, rank, group, rank, rank, call.left);
+      deinterleave<T>(x, length, 1, group, rank, length, call.right);
+    } else {
+      deinterleave<T>(x, 1, length, group, length, rank, call.left);
+      deinterleave<T>(rotations, rank, 1, group, rank, rank, call.right);
+    }
+    for (index_t lane = 0; lane < group.present; ++lane) {
+      T* basis = bases + (group.first + lane) * rank * length;
+      if (solid[lane] < rank) complete_basis(basis, step, next, length, solid[lane], rank);
+    }
+  }
+  for (index_t c = 0; c < rank; ++c) values[c] = values[c] * power + poison;
+  deinterleave<T>(values, 0, 1, group, 1, rank, call.values);
+  for (index_t lane = 0; call.info && lane < group.present; ++lane)
+    call.info[group.first + lane] = unsettled[lane] != 0;
+}
+
+}  // namespace
+
+void small_svd_cpu(const TensorView& M, const TensorView& values, const TensorView* left, const TensorView* right,
+                   const TensorView* info, int threads) {
+  dispatch_float(compute_dtype(M.dtype), "small_svd", [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    const Call<T> call{M,
+                       values.ptr<T>(),
+                       left ? left->ptr<T>() : nullptr,
+                       right ? right->ptr<T>() : nullptr,
+                       info ? info->ptr<std::int32_t>() : nullptr,
+                       batch_count(M, 2)};
+    const double rank = static_cast<double>(call.rank()), length = static_cast<double>(M.size(-1) + M.size(-2));
+    const double flops = 30 * rank * (rank * length + 10) * static_cast<double>(call.items);
+    parallel_for(lane_groups<T>(call.items), useful_threads(flops, threads),
+                 [&](index_t group) { decompose(call, group); });
+  });
+}
+
+}  // namespace subspan
