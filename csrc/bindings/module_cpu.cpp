@@ -5,6 +5,7 @@
 #include "core/parallel.h"
 #include "ops/angles/small_eigh.h"
 #include "ops/angles/small_svd.h"
+#include "ops/angles/subspace_angles.h"
 #include "ops/coding_rate/class_coding_rates.h"
 #include "ops/coding_rate/coding_rate.h"
 #include "ops/coding_rate/covariance_contrast.h"
@@ -37,6 +38,30 @@ void bind_angles(py::module_& m) {
     check_small_eigh(a.view(), out.view(), q.view(), status.view(), kDevice);
     py::gil_scoped_release unlocked;
     small_eigh_cpu(a.view(), out.view(), q.view(), status.view(), threads);
+  });
+}
+
+void bind_subspace_angles(py::module_& m) {
+  m.def("subspace_angles", [](py::handle A, py::handle B, py::handle values, py::handle info, py::handle left,
+                              py::handle right, int function, bool squared, bool padded, bool orthonormal,
+                              double rank_tol, int threads) {
+    constexpr const char* op = "subspace_angles";
+    const AngleParameters parameters{static_cast<AngleFunction>(function), squared, padded, orthonormal, rank_tol};
+    const ArrayArg a(A, op, "A"), b(B, op, "B"), out(values, op, "values");
+    const OptionalArrayArg status(info, op, "info"), u(left, op, "left"), v(right, op, "right");
+    check_subspace_angles(a.view(), b.view(), out.view(), status.view(), u.view(), v.view(), parameters, kDevice);
+    py::gil_scoped_release unlocked;
+    subspace_angles_cpu(a.view(), b.view(), out.view(), status.view(), u.view(), v.view(), parameters, threads);
+  });
+  m.def("subspace_angles_gradient", [](py::handle A, py::handle B, py::handle upstream, py::handle d_A, py::handle d_B,
+                                       int function, bool squared, bool padded, bool orthonormal, double rank_tol,
+                                       int threads) {
+    constexpr const char* op = "subspace_angles_gradient";
+    const AngleParameters parameters{static_cast<AngleFunction>(function), squared, padded, orthonormal, rank_tol};
+    const ArrayArg a(A, op, "A"), b(B, op, "B"), g(upstream, op, "upstream"), da(d_A, op, "d_A"), db(d_B, op, "d_B");
+    check_subspace_angles_gradient(a.view(), b.view(), g.view(), da.view(), db.view(), parameters, kDevice);
+    py::gil_scoped_release unlocked;
+    subspace_angles_gradient_cpu(a.view(), b.view(), g.view(), da.view(), db.view(), parameters, threads);
   });
 }
 
@@ -183,6 +208,7 @@ PYBIND11_MODULE(SUBSPAN_MODULE_NAME, m, pybind11::mod_gil_not_used()) {
   m.def("measure_fma_peak", &measure_fma_peak, py::arg("seconds"), py::arg("threads"));
   m.def("gemm_benchmark", &measure_gemm, py::arg("n"), py::arg("repeats"));
   bind_angles(m);
+  bind_subspace_angles(m);
   bind_coding_rate(m);
   bind_covariance_contrast(m);
   bind_soft_classes(m);

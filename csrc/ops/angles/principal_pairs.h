@@ -1,0 +1,226 @@
+// The principal angles and vectors of up to kLanes pairs of subspaces: what is tall is done pair by pair, what is small
+// side by side in SIMD lanes. All in float64, whatever the bases' type: cosines of float32 products would leave angles
+// no smaller than 3e-4.
+//
+// With orthonormal bases S (the one with fewer columns) and L, L^T S = U C V^T gives the cosines C. Their angles are
+// lost where C rounds to 1, so the sines come from the residual T = S V - L U C, of which they are the singular values:
+// T^T T by Jacobi's method with relative accuracy, after the rotation by V, which separates large from small (Bjorck,
+// Golub 1973; Knyazev, Argentati 2002). The angle is atan2(sine, cosine): no branch, no arccos.
+#pragma once
+#include <numeric>
+
+#include "core/parallel.h"
+#include "core/small_matrix/gram_schmidt.h"
+#include "core/small_matrix/interleave.h"
+#include "core/small_matrix/jacobi.h"
+#include "ops/angles/angle_functions.h"
+
+namespace subspan {
+
+// How many pairs are done side by side: as many as there are lanes, unless threads would be idle or memory wasted.
+inline index_t pairs_together(const TensorView& A, const TensorView& B, index_t items, int threads) {
+  constexpr index_t kBytes = index_t{64} << 20;
+  const index_t bytes = (A.size(-1) + B.size(-1)) * Columns::step_of(A.size(-2)) * 8;
+  const index_t for_threads = (items + threads - 1) / std::max(threads, 1);
+  return std::clamp<index_t>(std::min(for_threads, kBytes / std::max<index_t>(bytes, 1)), 1, kLanes<double>);
+}
+
+inline int pair_threads(const TensorView& A, const TensorView& B, index_t items, int threads) {
+  const double width = static_cast<double>(A.size(-1) + B.size(-1)), rows = static_cast<double>(A.size(-2));
+  return useful_threads(static_cast<double>(items) * width * width * (4 * rows + 20 * width), threads);
+}
+
+class PrincipalPairs {
+ public:
+  // Pairs first ... first + present - 1.
+  PrincipalPairs(const TensorView& A, const TensorView& B, const AngleParameters& parameters, index_t first,
+                 index_t present, Workspace& workspace)
+      : A_(A),
+        B_(B),
+        parameters_(parameters),
+        workspace_(workspace),
+        swapped_(A.size(-1) < B.size(-1)),
+        rows_(A.size(-2)),
+        wide_(std::max(A.size(-1), B.size(-1))),
+        count_(std::min(A.size(-1), B.size(-1))),
+        first_(first),
+        present_(present) {
+    read();
+    cosines();
+    sines();
+    finish();
+  }
+
+  index_t rows() const { return rows_; }
+  index_t count() const { return count_; }
+  Angles angles(index_t lane) const {
+    const index_t at = lane * count_;
+    return {angle_ + at, cosine_ + at, sine_ + at, count_, parameters_.padded ? wide_ - count_ : 0};
+  }
+  // min(rank A, rank B), or -1 for a pair that is not finite.
+  std::int32_t info(index_t lane) const { return info_[lane]; }
+
+  // Principal vectors and residuals of one pair, columns in the order of the angles. Coefficients are row-major
+  // (columns of the basis x count).
+  bool swapped() const { return swapped_; }
+  const Columns& narrow(index_t lane) const { return narrow_[lane]; }
+  const Columns& wide(index_t lane) const { return wide_columns_[lane]; }
+  const double* narrow_triangle(index_t lane) const { return narrow_triangle_ + lane * count_ * count_; }
+  const double* wide_triangle(index_t lane) const { return wide_triangle_ + lane * wide_ * wide_; }
+  double narrow_coefficient(index_t lane, index_t row, index_t i) const {
+    return right_[order_[lane * count_ + i] * count_ + row][lane];
+  }
+  // A direction orthogonal to the narrow subspace has no partner; it gets none.
+  double wide_coefficient(index_t lane, index_t row, index_t i) const {
+    const double cosine = cosine_[lane * count_ + i];
+    const double entry = x_[order_[lane * count_ + i] * wide_ + row][lane];
+    return cosine <= jacobi::kNegligible<double> ? 0 * cosine : entry / cosine;
+  }
+
+ private:
+  static constexpr index_t kWidth = kLanes<double>;
+  using Vector = Vec<double>;
+
+  void read() {
+    for (index_t lane = 0; lane < present_; ++lane) {
+      const TensorView &narrow = swapped_ ? A_ : B_, &wide = swapped_ ? B_ : A_;
+      narrow_[lane] = Columns::take(rows_, count_, workspace_);
+      wide_columns_[lane] = Columns::take(rows_, wide_, workspace_);
+      for (const auto& [view, columns] : {std::pair{&narrow, &narrow_[lane]}, std::pair{&wide, &wide_columns_[lane]}})
+        read_columns(Rows<double>(batch_item(*view, 2, first_ + lane), view->dtype, view->step(-2), view->step(-1)),
+                     *columns);
+    }
+    narrow_triangle_ = workspace_.take<double>(kWidth * count_ * count_);
+    wide_triangle_ = workspace_.take<double>(kWidth * wide_ * wide_);
+    info_ = workspace_.take<std::int32_t>(kWidth);
+    for (index_t lane = 0; lane < present_; ++lane) {
+      info_[lane] = static_cast<std::int32_t>(count_);
+      if (parameters_.orthonormal) continue;
+      const double tolerance = parameters_.rank_tol;
+      const index_t narrow = orthonormalize(narrow_[lane], tolerance, narrow_triangle_ + lane * count_ * count_);
+      const index_t wide = orthonormalize(wide_columns_[lane], tolerance, wide_triangle_ + lane * wide_ * wide_);
+      info_[lane] = static_cast<std::int32_t>(std::min(narrow, wide));
+    }
+  }
+
+  void cosines() {
+    x_ = workspace_.take<Vector>(wide_ * count_);
+    right_ = workspace_.take<Vector>(count_ * count_);
+    squares_ = workspace_.take<Vector>(count_);
+    double* product = workspace_.take<double>(count_ * wide_);
+    std::fill(x_, x_ + wide_ * count_, Vector{});
+    for (index_t lane = 0; lane < present_; ++lane) {
+      products(narrow_[lane], wide_columns_[lane], product, wide_);
+      for (index_t e = 0; e < count_ * wide_; ++e) {
+        x_[e][lane] = product[e];
+        poison_[lane] += product[e] * 0;
+      }
+    }
+    unsettled_ = svd_interleaved<double>(x_, wide_, count_, right_, squares_);
+  }
+
+  // Only where some angle is below pi / 4: elsewhere the cosine says it all.
+  bool needs_sines(index_t lane) const { return count_ > 0 && !(2 * squares_[0][lane] * squares_[0][lane] <= 1); }
+
+  void sines() {
+    gram_ = workspace_.take<Vector>(count_ * count_);
+    for (index_t e = 0; e < count_ * count_; ++e) gram_[e] = Vector{};
+    for (index_t i = 0; i < count_; ++i) gram_[i * count_ + i] = 1 - squares_[i] * squares_[i];
+    bool any = false;
+    for (index_t lane = 0; lane < present_; ++lane) {
+      if (!needs_sines(lane)) continue;
+      any = true;
+      residual_gram(lane);
+    }
+    if (!any) return;
+    Vector* rotation = workspace_.take<Vector>(count_ * count_);
+    unsettled_ |= eigh_interleaved<Precision::kRelative, double>(gram_, count_, rotation, squares_);
+    rotate(rotation, x_, wide_);
+    rotate(rotation, right_, count_);
+  }
+
+  void residual_gram(index_t lane) {
+    Workspace workspace;
+    double* coefficients = workspace.take<double>(wide_ * count_);
+    const Columns residual = Columns::take(rows_, count_, workspace);
+    for (index_t i = 0; i < count_; ++i) {
+      for (index_t row = 0; row < count_; ++row) coefficients[row * count_ + i] = right_[i * count_ + row][lane];
+    }
+    combine<false>(narrow_[lane], coefficients, count_, residual);
+    for (index_t i = 0; i < count_; ++i) {
+      for (index_t row = 0; row < wide_; ++row) coefficients[row * count_ + i] = -x_[i * wide_ + row][lane];
+    }
+    combine<true>(wide_columns_[lane], coefficients, count_, residual);
+    products(residual, residual, coefficients, count_);
+    // A column without a direction of its own counts as one that is orthogonal to everything.
+    for (index_t d = 0; d < count_ && !parameters_.orthonormal; ++d) {
+      if (narrow_triangle(lane)[d * count_ + d] != 0) continue;
+      for (index_t i = 0; i < count_; ++i) {
+        for (index_t j = 0; j < count_; ++j)
+          coefficients[i * count_ + j] += right_[i * count_ + d][lane] * right_[j * count_ + d][lane];
+      }
+    }
+    for (index_t i = 0; i < count_; ++i) {
+      for (index_t j = 0; j < count_; ++j) gram_[i * count_ + j][lane] = coefficients[i * count_ + j];
+    }
+  }
+
+  // columns[i] = sum_j columns[j] rotation[i][j], columns of `length`.
+  void rotate(const Vector* rotation, Vector* columns, index_t length) {
+    Workspace workspace;
+    Vector* before = workspace.take<Vector>(count_);
+    for (index_t r = 0; r < length; ++r) {
+      for (index_t j = 0; j < count_; ++j) before[j] = columns[j * length + r];
+      for (index_t i = 0; i < count_; ++i) {
+        Vector sum{};
+        for (index_t j = 0; j < count_; ++j) sum += before[j] * rotation[i * count_ + j];
+        columns[i * length + r] = sum;
+      }
+    }
+  }
+
+  void finish() {
+    angle_ = workspace_.take<double>(kWidth * count_);
+    cosine_ = workspace_.take<double>(kWidth * count_);
+    sine_ = workspace_.take<double>(kWidth * count_);
+    order_ = workspace_.take<index_t>(kWidth * count_);
+    double* unsorted = workspace_.take<double>(2 * count_);
+    for (index_t i = 0; i < count_; ++i)
+      squares_[i] = square_root(jacobi::dot<double>(x_ + i * wide_, x_ + i * wide_, wide_));
+    for (index_t lane = 0; lane < present_; ++lane) {
+      const double poison = poison_[lane];
+      for (index_t i = 0; i < count_; ++i) {
+        unsorted[i] = squares_[i][lane] + poison;
+        unsorted[count_ + i] = std::sqrt(std::max(gram_[i * count_ + i][lane], 0.0)) + poison;
+      }
+      index_t* order = order_ + lane * count_;
+      std::iota(order, order + count_, index_t(0));
+      double* angle = angle_ + lane * count_;
+      for (index_t i = 0; i < count_; ++i) angle[i] = std::atan2(unsorted[count_ + i], unsorted[i]);
+      if (poison == 0)
+        std::stable_sort(order, order + count_, [&](index_t i, index_t j) { return angle[i] < angle[j]; });
+      for (index_t i = 0; i < count_; ++i) {
+        cosine_[lane * count_ + i] = unsorted[order[i]];
+        sine_[lane * count_ + i] = unsorted[count_ + order[i]];
+      }
+      for (index_t i = 0; i < count_; ++i) angle[i] = std::atan2(sine_[lane * count_ + i], cosine_[lane * count_ + i]);
+      if (!(poison == 0) || unsettled_[lane] != 0) info_[lane] = -1;
+    }
+  }
+
+  const TensorView &A_, &B_;
+  const AngleParameters& parameters_;
+  Workspace& workspace_;
+  bool swapped_;
+  index_t rows_, wide_, count_, first_, present_;
+  Columns narrow_[kWidth], wide_columns_[kWidth];
+  double *narrow_triangle_, *wide_triangle_;
+  Vector *x_, *right_, *squares_, *gram_;
+  Vector poison_{};
+  Mask<double> unsettled_{};
+  double *angle_, *cosine_, *sine_;
+  index_t* order_;
+  std::int32_t* info_;
+};
+
+}  // namespace subspan
