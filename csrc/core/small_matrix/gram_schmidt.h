@@ -1,50 +1,101 @@
 // Tall matrices held by columns in float64: orthonormal bases by Gram and Schmidt's process, and the products between
 // two such matrices.
 #pragma once
+#include "core/batch.h"
 #include "core/pack.h"
 
 namespace subspan {
 
-// `count` columns of `rows` entries, each starting at a multiple of `step`; step is a multiple of the vector length,
-// and entries from `rows` to `step` are zero.
+// `count` columns of `rows` entries, each starting at a multiple of `step`, followed by zeros up to whole vectors. The
+// step is an odd number of vectors: neighbouring columns do not compete for the same lines of the first cache.
 struct Columns {
   double* data;
   index_t rows, count, step;
 
   double* column(index_t c) const { return data + c * step; }
-  static index_t step_of(index_t rows) { return round_up(std::max<index_t>(rows, 1), kLanes<double>); }
+  index_t length() const { return round_up(rows, kLanes<double>); }
+  static index_t step_of(index_t rows) {
+    return (round_up(rows, kLanes<double>) / kLanes<double> / 2 * 2 + 1) * kLanes<double>;
+  }
   static Columns take(index_t rows, index_t count, Workspace& workspace) {
     const index_t step = step_of(rows);
     return {workspace.take<double>(step * count), rows, count, step};
   }
 };
 
-// Copies an array (rows, count), converting and transposing on the way.
-inline void read_columns(const Rows<double>& from, const Columns& to) {
+namespace detail {
+
+// kLanes neighbouring entries in float64.
+template <class Stored>
+inline Vec<double> load_double(const Stored* from) {
+  typedef Stored Narrow __attribute__((vector_size(kLanes<double> * sizeof(Stored))));
+  Narrow entries;
+  std::memcpy(&entries, from, sizeof entries);
+  return __builtin_convertvector(entries, Vec<double>);
+}
+
+template <class Stored>
+void read_columns(const Stored* from, index_t row_step, index_t column_step, const Columns& to) {
   constexpr index_t lanes = kLanes<double>;
-  double scratch[lanes][lanes] = {};
-  for (index_t r = 0; r < to.step; r += lanes) {
-    for (index_t c = 0; c < to.count; c += lanes) {
-      const index_t width = std::min(lanes, to.count - c);
-      Vec<double> square[lanes];
-      for (index_t i = 0; i < lanes; ++i) {
-        if (r + i >= to.rows) {
-          square[i] = Vec<double>{};
-        } else {
-          const double* in = from.read(r + i, c, width, scratch[i]);
-          square[i] = width == lanes ? load(in) : load_partial(in, width);
-        }
-      }
-      transpose_square<double>(square);
-      for (index_t i = 0; i < width; ++i) store(to.column(c + i) + r, square[i]);
+  const index_t whole = to.rows / lanes * lanes;
+  if (row_step == 1) {
+    for (index_t c = 0; c < to.count; ++c) {
+      const Stored* in = from + c * column_step;
+      double* out = to.column(c);
+      for (index_t r = 0; r < whole; r += lanes) store(out + r, load_double(in + r));
+      for (index_t r = whole; r < to.length(); ++r) out[r] = r < to.rows ? static_cast<double>(in[r]) : 0;
     }
+    return;
+  }
+  const index_t squares = column_step == 1 ? to.count / lanes * lanes : 0;
+  for (index_t r = 0; r < whole; r += lanes) {
+    for (index_t c = 0; c < squares; c += lanes) {
+      Vec<double> square[lanes];
+#pragma GCC unroll 8
+      for (index_t i = 0; i < lanes; ++i) square[i] = load_double(from + (r + i) * row_step + c);
+      transpose_square<double>(square);
+#pragma GCC unroll 8
+      for (index_t i = 0; i < lanes; ++i) store(to.column(c + i) + r, square[i]);
+    }
+  }
+  for (index_t c = 0; c < to.count; ++c) {
+    double* out = to.column(c);
+    for (index_t r = c < squares ? whole : 0; r < to.rows; ++r)
+      out[r] = static_cast<double>(from[r * row_step + c * column_step]);
+    std::fill(out + to.rows, out + to.length(), 0.0);
   }
 }
 
+}  // namespace detail
+
+// Copies item `item` of an array (*batch, rows, count), converting and transposing on the way.
+inline void read_columns(const TensorView& array, index_t item, const Columns& to) {
+  const void* data = batch_item(array, 2, item);
+  switch (array.dtype) {
+    case DType::f32: return detail::read_columns(static_cast<const float*>(data), array.step(-2), array.step(-1), to);
+    case DType::f64: return detail::read_columns(static_cast<const double*>(data), array.step(-2), array.step(-1), to);
+    default: break;
+  }
+  const Rows<double> rows(data, array.dtype, array.step(-2), array.step(-1));
+  Workspace workspace;
+  double* scratch = workspace.take<double>(to.count);
+  for (index_t r = 0; r < to.rows; ++r) {
+    const double* in = rows.read(r, 0, to.count, scratch);
+    for (index_t c = 0; c < to.count; ++c) to.column(c)[r] = in[c];
+  }
+  for (index_t c = 0; c < to.count; ++c) std::fill(to.column(c) + to.rows, to.column(c) + to.length(), 0.0);
+}
+
+// In halves, which is shorter than one after the other.
 inline double sum_lanes(Vec<double> v) {
-  double sum = 0;
-  for (int i = 0; i < kLanes<double>; ++i) sum += v[i];
-  return sum;
+  double lanes[kLanes<double>];
+  store(lanes, v);
+#pragma GCC unroll 4
+  for (int half = kLanes<double> / 2; half > 0; half /= 2) {
+#pragma GCC unroll 4
+    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  }
+  return lanes[0];
 }
 
 namespace detail {
@@ -54,7 +105,7 @@ template <int Left, int Right>
 inline void block_products(const Columns& left, index_t i0, const Columns& right, index_t j0, double* products,
                            index_t step) {
   Vec<double> sums[Left][Right] = {};
-  for (index_t r = 0; r < left.step; r += kLanes<double>) {
+  for (index_t r = 0; r < left.length(); r += kLanes<double>) {
     Vec<double> b[Right];
     for (int j = 0; j < Right; ++j) b[j] = load(right.column(j0 + j) + r);
     for (int i = 0; i < Left; ++i) {
@@ -64,6 +115,15 @@ inline void block_products(const Columns& left, index_t i0, const Columns& right
   }
   for (int i = 0; i < Left; ++i) {
     for (int j = 0; j < Right; ++j) products[(i0 + i) * step + j0 + j] = sum_lanes(sums[i][j]);
+  }
+}
+
+// body(std::integral_constant<int, count>) for count in 1 ... most.
+template <int most, class Body>
+inline void with_constant(index_t count, Body&& body) {
+  if constexpr (most > 0) {
+    if (count == most) return body(std::integral_constant<int, most>{});
+    with_constant<most - 1>(count, body);
   }
 }
 
@@ -90,7 +150,7 @@ inline void products(const Columns& left, const Columns& right, double* products
 template <bool add>
 inline void combine(const Columns& from, const double* weights, index_t step, const Columns& to) {
   detail::in_fours(to.count, [&](auto width, index_t j0) {
-    for (index_t r = 0; r < to.step; r += kLanes<double>) {
+    for (index_t r = 0; r < to.length(); r += kLanes<double>) {
       Vec<double> sums[width.value];
       for (int j = 0; j < width.value; ++j) sums[j] = add ? load(to.column(j0 + j) + r) : Vec<double>{};
       for (index_t i = 0; i < from.count; ++i) {
@@ -102,50 +162,73 @@ inline void combine(const Columns& from, const double* weights, index_t step, co
   });
 }
 
-// A = Q R with Q in place of A: every column is made orthogonal to those before it twice, which is enough for
-// orthogonality to rounding (Giraud, Langou, Rozloznik 2005). triangle (count x count, upper, row-major) becomes R. A
-// column that lies in the span of those before it, to `tolerance` times its norm, becomes zero and so does its diagonal
-// entry of R. Gives how many do not.
-inline index_t orthonormalize(const Columns& a, double tolerance, double* triangle) {
-  const index_t count = a.count;
+namespace detail {
+
+inline double square_norm(const double* column, index_t length) {
   constexpr index_t lanes = kLanes<double>;
+  Vec<double> sums[4] = {};
+  index_t r = 0;
+  for (; r + 4 * lanes <= length; r += 4 * lanes) {
+    for (int k = 0; k < 4; ++k) sums[k] += load(column + r + k * lanes) * load(column + r + k * lanes);
+  }
+  for (; r < length; r += lanes) sums[0] += load(column + r) * load(column + r);
+  return sum_lanes((sums[0] + sums[1]) + (sums[2] + sums[3]));
+}
+
+inline void scale(double* column, index_t length, double factor) {
+  for (index_t r = 0; r < length; r += kLanes<double>) store(column + r, load(column + r) * factor);
+}
+
+// Divides a column whose squares would underflow or overflow by a power of two, which it gives.
+inline double unit_of(const Columns& one) {
+  double* column = one.column(0);
+  const double square = square_norm(column, one.length());
+  if (square > 1e-280 && square < 1e280) return 1;
+  double largest = 0;
+  for (index_t r = 0; r < one.rows; ++r) largest = std::max(largest, std::abs(column[r]));
+  if (!(largest > 0) || largest > std::numeric_limits<double>::max()) return 1;
+  const double unit = std::ldexp(1.0, std::ilogb(largest));
+  for (index_t r = 0; r < one.rows; ++r) column[r] /= unit;
+  return unit;
+}
+
+}  // namespace detail
+
+// A = Q R with Q in place of A: every column is made orthogonal to those before it, and once more where little of it
+// was left, which is enough for orthogonality to rounding (Daniel, Gragg, Kaufman, Stewart 1976). triangle (count x
+// count, upper, row-major) becomes R. A column that lies in the span of those before it, to `tolerance` times its norm,
+// becomes zero and so does its diagonal entry of R. Gives how many do not.
+inline index_t orthonormalize(const Columns& a, double tolerance, double* triangle) {
+  const index_t count = a.count, length = a.length();
   std::fill(triangle, triangle + count * count, 0.0);
   Workspace workspace;
   double* projections = workspace.take<double>(count);
   index_t rank = 0;
-  const auto square_norm = [&](const double* column) {
-    Vec<double> sum{};
-    for (index_t r = 0; r < a.step; r += lanes) sum += load(column + r) * load(column + r);
-    return sum_lanes(sum);
-  };
   for (index_t c = 0; c < count; ++c) {
     double* column = a.column(c);
-    double square = square_norm(column), unit = 1;
-    if (!(square > 1e-280) || square > 1e280) {  // squares underflow or overflow: measure in another unit
-      double largest = 0;
-      for (index_t r = 0; r < a.rows; ++r) largest = std::max(largest, std::abs(column[r]));
-      if (largest > 0 && largest <= std::numeric_limits<double>::max()) {
-        unit = std::ldexp(1.0, std::ilogb(largest));
-        for (index_t r = 0; r < a.rows; ++r) column[r] /= unit;
-        square = square_norm(column);
-      }
-    }
-    const double before = std::sqrt(square);
-    const Columns current{column, a.rows, 1, a.step};
+    const Columns current{column, a.rows, 1, a.step}, previous{a.data, a.rows, c, a.step};
+    const double unit = detail::unit_of(current);
+    const double square = detail::square_norm(column, length);
+    double rest = square;
     for (int time = 0; time < 2 && c > 0; ++time) {
-      const Columns previous{a.data, a.rows, c, a.step};
-      products(previous, current, projections, 1);
+      for (index_t i = 0; i < c; i += 8) {
+        detail::with_constant<8>(std::min<index_t>(8, c - i), [&](auto block) {
+          detail::block_products<block.value, 1>(previous, i, current, 0, projections, 1);
+        });
+      }
       for (index_t i = 0; i < c; ++i) {
+        rest -= projections[i] * projections[i];
         triangle[i * count + c] += projections[i] * unit;
         projections[i] = -projections[i];
       }
       combine<true>(previous, projections, 1, current);
+      if (rest > 0.5 * square) break;  // Pythagoras is accurate, and so is what is left
+      rest = detail::square_norm(column, length);
     }
-    const double after = c > 0 ? std::sqrt(square_norm(column)) : before;
-    const bool dependent = after <= tolerance * before;
-    const double inverse = dependent ? 0 : 1 / after;
-    for (index_t r = 0; r < a.step; r += lanes) store(column + r, load(column + r) * inverse);
-    triangle[c * count + c] = dependent ? 0 : after * unit;
+    const double norm = std::sqrt(rest);
+    const bool dependent = norm <= tolerance * std::sqrt(square);
+    detail::scale(column, length, dependent ? 0 : 1 / norm);
+    triangle[c * count + c] = dependent ? 0 : norm * unit;
     rank += !dependent;
   }
   return rank;

@@ -32,9 +32,9 @@ inline int pair_threads(const TensorView& A, const TensorView& B, index_t items,
 
 class PrincipalPairs {
  public:
-  // Pairs first ... first + present - 1.
+  // Pairs first ... first + present - 1; keep: their bases are wanted afterwards.
   PrincipalPairs(const TensorView& A, const TensorView& B, const AngleParameters& parameters, index_t first,
-                 index_t present, Workspace& workspace)
+                 index_t present, bool keep, Workspace& workspace)
       : A_(A),
         B_(B),
         parameters_(parameters),
@@ -44,8 +44,9 @@ class PrincipalPairs {
         wide_(std::max(A.size(-1), B.size(-1))),
         count_(std::min(A.size(-1), B.size(-1))),
         first_(first),
-        present_(present) {
-    read();
+        present_(present),
+        keep_(keep) {
+    read_and_multiply();
     cosines();
     sines();
     finish();
@@ -79,48 +80,63 @@ class PrincipalPairs {
 
  private:
   static constexpr index_t kWidth = kLanes<double>;
+  // No sine is needed up to this squared cosine, hence none up to this sum of squared cosines.
+  static constexpr double kFar = 0.5;
   using Vector = Vec<double>;
 
-  void read() {
-    for (index_t lane = 0; lane < present_; ++lane) {
-      const TensorView &narrow = swapped_ ? A_ : B_, &wide = swapped_ ? B_ : A_;
-      narrow_[lane] = Columns::take(rows_, count_, workspace_);
-      wide_columns_[lane] = Columns::take(rows_, wide_, workspace_);
-      for (const auto& [view, columns] : {std::pair{&narrow, &narrow_[lane]}, std::pair{&wide, &wide_columns_[lane]}})
-        read_columns(Rows<double>(batch_item(*view, 2, first_ + lane), view->dtype, view->step(-2), view->step(-1)),
-                     *columns);
-    }
+  // One pair after the other passes through buffers that stay in the first cache; kept are those that are needed again.
+  void read_and_multiply() {
     narrow_triangle_ = workspace_.take<double>(kWidth * count_ * count_);
     wide_triangle_ = workspace_.take<double>(kWidth * wide_ * wide_);
     info_ = workspace_.take<std::int32_t>(kWidth);
+    x_ = workspace_.take<Vector>(wide_ * count_);
+    std::fill(x_, x_ + wide_ * count_, Vector{});
+    double* product = workspace_.take<double>(count_ * wide_);
+    Columns narrow = Columns::take(rows_, count_, workspace_), wide = Columns::take(rows_, wide_, workspace_);
     for (index_t lane = 0; lane < present_; ++lane) {
+      read_columns(swapped_ ? A_ : B_, first_ + lane, narrow);
+      read_columns(swapped_ ? B_ : A_, first_ + lane, wide);
+      if (lane + 1 < present_) {
+        prefetch(A_, first_ + lane + 1);
+        prefetch(B_, first_ + lane + 1);
+      }
       info_[lane] = static_cast<std::int32_t>(count_);
-      if (parameters_.orthonormal) continue;
-      const double tolerance = parameters_.rank_tol;
-      const index_t narrow = orthonormalize(narrow_[lane], tolerance, narrow_triangle_ + lane * count_ * count_);
-      const index_t wide = orthonormalize(wide_columns_[lane], tolerance, wide_triangle_ + lane * wide_ * wide_);
-      info_[lane] = static_cast<std::int32_t>(std::min(narrow, wide));
+      if (!parameters_.orthonormal) {
+        const double tolerance = parameters_.rank_tol;
+        const index_t rank = orthonormalize(narrow, tolerance, narrow_triangle_ + lane * count_ * count_);
+        const index_t other = orthonormalize(wide, tolerance, wide_triangle_ + lane * wide_ * wide_);
+        info_[lane] = static_cast<std::int32_t>(std::min(rank, other));
+      }
+      products(narrow, wide, product, wide_);
+      double square = 0;
+      for (index_t e = 0; e < count_ * wide_; ++e) {
+        x_[e][lane] = product[e];
+        square += product[e] * product[e];
+      }
+      poison_[lane] = square * 0;
+      if (!keep_ && square <= kFar * (1 - 1e-9)) continue;
+      narrow_[lane] = narrow;
+      wide_columns_[lane] = wide;
+      if (lane + 1 == present_) continue;
+      narrow = Columns::take(rows_, count_, workspace_);
+      wide = Columns::take(rows_, wide_, workspace_);
     }
+  }
+
+  static void prefetch(const TensorView& bases, index_t item) {
+    const char* data = static_cast<const char*>(batch_item(bases, 2, item));
+    const index_t bytes = bases.size(-1) * bases.size(-2) * element_size(bases.dtype);
+    for (index_t i = 0; i < bytes; i += 64) __builtin_prefetch(data + i, 0, 2);
   }
 
   void cosines() {
-    x_ = workspace_.take<Vector>(wide_ * count_);
     right_ = workspace_.take<Vector>(count_ * count_);
     squares_ = workspace_.take<Vector>(count_);
-    double* product = workspace_.take<double>(count_ * wide_);
-    std::fill(x_, x_ + wide_ * count_, Vector{});
-    for (index_t lane = 0; lane < present_; ++lane) {
-      products(narrow_[lane], wide_columns_[lane], product, wide_);
-      for (index_t e = 0; e < count_ * wide_; ++e) {
-        x_[e][lane] = product[e];
-        poison_[lane] += product[e] * 0;
-      }
-    }
     unsettled_ = svd_interleaved<double>(x_, wide_, count_, right_, squares_);
   }
 
-  // Only where some angle is below pi / 4: elsewhere the cosine says it all.
-  bool needs_sines(index_t lane) const { return count_ > 0 && !(2 * squares_[0][lane] * squares_[0][lane] <= 1); }
+  // Only where some angle may be below pi / 4: elsewhere the cosine says it all.
+  bool needs_sines(index_t lane) const { return count_ > 0 && !(squares_[0][lane] * squares_[0][lane] <= kFar); }
 
   void sines() {
     gram_ = workspace_.take<Vector>(count_ * count_);
@@ -198,7 +214,11 @@ class PrincipalPairs {
       double* angle = angle_ + lane * count_;
       for (index_t i = 0; i < count_; ++i) angle[i] = std::atan2(unsorted[count_ + i], unsorted[i]);
       if (poison == 0)
-        std::stable_sort(order, order + count_, [&](index_t i, index_t j) { return angle[i] < angle[j]; });
+        for (index_t i = 1; i < count_; ++i) {  // few, and nearly sorted: the singular values were
+          index_t at = i;
+          for (; at > 0 && angle[i] < angle[order[at - 1]]; --at) order[at] = order[at - 1];
+          order[at] = i;
+        }
       for (index_t i = 0; i < count_; ++i) {
         cosine_[lane * count_ + i] = unsorted[order[i]];
         sine_[lane * count_ + i] = unsorted[count_ + order[i]];
@@ -213,6 +233,7 @@ class PrincipalPairs {
   Workspace& workspace_;
   bool swapped_;
   index_t rows_, wide_, count_, first_, present_;
+  bool keep_;
   Columns narrow_[kWidth], wide_columns_[kWidth];
   double *narrow_triangle_, *wide_triangle_;
   Vector *x_, *right_, *squares_, *gram_;

@@ -29,7 +29,7 @@ void subspace_angles_cpu(const TensorView& A, const TensorView& B, const TensorV
     parallel_for((items + together - 1) / together, pair_threads(A, B, items, threads), [&](index_t group) {
       const index_t first = group * together, present = std::min(together, items - first);
       Workspace workspace;
-      const PrincipalPairs pairs(A, B, parameters, first, present, workspace);
+      const PrincipalPairs pairs(A, B, parameters, first, present, left != nullptr, workspace);
       const index_t count = pairs.count();
       for (index_t lane = 0; lane < present; ++lane) {
         const index_t item = first + lane;
