@@ -5,6 +5,7 @@ from .ops.coding_rate import coding_rate, logdet_gram, rate_operator, spd_logdet
 from .ops.covariance_contrast import covariance_contrast
 from .ops.dense import ista
 from .ops.sinkhorn import sinkhorn
+from .ops.small_matrices import small_eigh, small_svd, small_svdvals
 
 __version__ = "0.1.0"
 
@@ -26,5 +27,8 @@ __all__ = [
     "rate_operator",
     "rate_reduction",
     "sinkhorn",
+    "small_eigh",
+    "small_svd",
+    "small_svdvals",
     "spd_logdet",
 ]

@@ -43,7 +43,10 @@ class Op:
     gradient:   (*tensors, *parameters) -> what `backward` needs, in differentiable torch operations
     backward:   (upstream of the first output, saved, tensors, parameters, scaled) -> gradient of each tensor, where
                 scaled(upstream, saved array, tensor) is the product of the first two in the tensor's type
-    saves:      which inputs' shapes the saved arrays have; empty: backward needs the first output itself
+    saves:      which inputs' shapes the saved arrays have; empty: backward needs the graded outputs themselves, which
+                it differentiates further where there is no `gradient`
+    graded:     how many leading outputs carry gradients, all of them wanted in every call; where there are several,
+                backward gets a tuple of upstreams, None where none came
     public:     the function that users call, for error messages; empty: the name
     factors:    whether the composite factors matrices, for which it may have a CUDA kernel
     cuda_kernel, cuda_serves: as kernel, with the stream's handle for the threads; whether it can take these arguments
@@ -59,6 +62,7 @@ class Op:
     gradient: Callable[..., Any] = not_differentiable
     backward: Callable[..., Any] = not_differentiable
     saves: tuple[int, ...] = (0,)
+    graded: int = 1
     public: str = ""
     factors: bool = False
     cuda_kernel: Callable[..., None] | None = None
@@ -67,6 +71,11 @@ class Op:
     @property
     def differentiable(self) -> bool:
         return self.backward is not not_differentiable
+
+    @property
+    def repeats_gradient(self) -> bool:
+        """Whether a gradient that will be differentiated is computed anew, by `gradient`."""
+        return self.gradient is not not_differentiable
 
     @property
     def op(self) -> Any:
@@ -96,15 +105,20 @@ def call(name: str, wanted: int, *args: Any) -> Any:
 
 def call_in_backward(name: str, *args: Any) -> Any:
     """The first output of a registered op, for a backward function, which may be traced, mapped or differentiated."""
+    return outputs_in_backward(name, 1, *args)[0]
+
+
+def outputs_in_backward(name: str, wanted: int, *args: Any) -> tuple[Any, ...]:
+    """The first `wanted` outputs, likewise."""
     op = OPS[name]
     if torch.compiler.is_compiling():  # no Function can be traced inside a backward
         result = op.op(*args)
-        return result[0] if isinstance(result, tuple) else result
+        return result[:wanted] if isinstance(result, tuple) else (result,)
     from ._route_torch import is_batched
 
     if any(isinstance(a, torch.Tensor) and is_batched(a) for a in args):
-        return op.composite(*args)[0]
-    return _ENTRIES[name](1, *args)[0]
+        return tuple(op.composite(*args)[:wanted])
+    return tuple(_ENTRIES[name](wanted, *args))
 
 
 def paths() -> list[dict[str, str]]:

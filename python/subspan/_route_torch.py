@@ -193,23 +193,24 @@ def _define(op: Op) -> None:
 def _gradient_rule(op: Op) -> tuple[Callable[..., None], Callable[..., Any]]:
     # Dynamo traces these functions: they close over functions and numbers, not over the Op.
     arity, n_outputs, fused = len(op.inputs), len(op.outputs), bool(op.saves)
-    gradient, apply_upstream = op.gradient, op.backward
+    gradient, apply_upstream, graded, repeats = op.gradient, op.backward, op.graded, op.repeats_gradient
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         results = output if isinstance(output, tuple) else (output,)
         ctx.parameters = inputs[arity:]
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*inputs[:arity], *(results[n_outputs:] if fused else results[:1]))
+        ctx.save_for_backward(*inputs[:arity], *(results[n_outputs:] if fused else results[:graded]))
 
     def backward(ctx: Any, *upstream: Any) -> Any:
         nothing = (None,) * (arity + len(ctx.parameters))
-        if upstream[0] is None:
+        upstream = upstream[:graded]
+        if all(g is None for g in upstream):
             return nothing
         stored = ctx.saved_tensors
         tensors, saved = stored[:arity], stored[arity:]
-        if torch.is_grad_enabled():  # the gradient will be differentiated: say it in differentiable operations
+        if repeats and torch.is_grad_enabled():  # the gradient will be differentiated: say it in such operations
             saved = gradient(*tensors, *ctx.parameters)
-        gradients = apply_upstream(upstream[0], saved, tensors, ctx.parameters, _scaled)
+        gradients = apply_upstream(upstream[0] if graded == 1 else upstream, saved, tensors, ctx.parameters, _scaled)
         return _needed(ctx, gradients) + (None,) * len(ctx.parameters)
 
     return setup_context, backward
@@ -238,30 +239,31 @@ def _eager_function(op: Op) -> Any:
     The saved arrays become the gradient: scaled in place and handed over, which halves the memory and spares a pass
     over it. A second backward through a retained graph finds them gone and runs the kernel again.
     """
-    arity, fused = len(op.inputs), bool(op.saves)
+    arity, fused, graded = len(op.inputs), bool(op.saves), op.graded
 
     def forward(ctx: Any, wanted: int, *args: Any) -> Any:
         outputs, saved = _run_kernel_saving(op, wanted, args)
         ctx.parameters, ctx.saved = args[arity:], saved
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*args[:arity], *(() if fused else outputs[:1]))
-        if wanted > 1:
-            ctx.mark_non_differentiable(*outputs[1:])
+        ctx.save_for_backward(*args[:arity], *(() if fused else outputs[:graded]))
+        if wanted > graded:
+            ctx.mark_non_differentiable(*outputs[graded:])
         return outputs
 
     def backward(ctx: Any, *upstream: Any) -> Any:
         nothing = (None,) * len(ctx.parameters)
-        if upstream[0] is None:
+        upstream = upstream[:graded]
+        if all(g is None for g in upstream):
             return (None,) * (1 + arity) + nothing
         stored, scaled = ctx.saved_tensors, _scaled  # asked for once: checkpointing unpacks at every access
         tensors, saved = stored[:arity], stored[arity:]
-        if torch.is_grad_enabled():  # the gradient will be differentiated: say it in differentiable operations
+        if op.repeats_gradient and torch.is_grad_enabled():  # it will be differentiated: say it in such operations
             saved = op.gradient(*tensors, *ctx.parameters)
         elif fused:
             saved, ctx.saved, scaled = ctx.saved, None, _scaled_in_place
             if saved is None:
                 saved = _run_kernel_saving(op, len(op.outputs), (*tensors, *ctx.parameters))[1]
-        gradients = op.backward(upstream[0], saved, tensors, ctx.parameters, scaled)
+        gradients = op.backward(upstream[0] if graded == 1 else upstream, saved, tensors, ctx.parameters, scaled)
         return (None, *gradients, *nothing)
 
     members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
@@ -271,7 +273,7 @@ def _eager_function(op: Op) -> Any:
 
 def _function(op: Op) -> Any:
     """The autograd Function of traced and transformed calls; its outputs are the op's, then the saved arrays."""
-    arity, library_op, kernel = len(op.inputs), op.op, _library_kernel(op)
+    arity, graded, library_op, kernel = len(op.inputs), op.graded, op.op, _library_kernel(op)
     remember, backward = _gradient_rule(op)
 
     def forward(*args: Any) -> Any:
@@ -288,7 +290,7 @@ def _function(op: Op) -> Any:
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         remember(ctx, inputs, output)
-        ctx.mark_non_differentiable(*output[1:])
+        ctx.mark_non_differentiable(*output[graded:])
 
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
         moved = _batch_first(op, info.batch_size, in_dims, args)

@@ -45,6 +45,7 @@ class PrincipalPairs {
         count_(std::min(A.size(-1), B.size(-1))),
         first_(first),
         present_(present),
+        items_(batch_count(A, 2)),
         keep_(keep) {
     read_and_multiply();
     cosines();
@@ -96,17 +97,14 @@ class PrincipalPairs {
     for (index_t lane = 0; lane < present_; ++lane) {
       read_columns(swapped_ ? A_ : B_, first_ + lane, narrow);
       read_columns(swapped_ ? B_ : A_, first_ + lane, wide);
-      if (lane + 1 < present_) {
-        prefetch(A_, first_ + lane + 1);
-        prefetch(B_, first_ + lane + 1);
-      }
-      info_[lane] = static_cast<std::int32_t>(count_);
-      if (!parameters_.orthonormal) {
-        const double tolerance = parameters_.rank_tol;
-        const index_t rank = orthonormalize(narrow, tolerance, narrow_triangle_ + lane * count_ * count_);
-        const index_t other = orthonormalize(wide, tolerance, wide_triangle_ + lane * wide_ * wide_);
-        info_[lane] = static_cast<std::int32_t>(std::min(rank, other));
-      }
+      const index_t next = std::min(first_ + lane + 1, items_ - 1);
+      prefetch(A_, next);
+      const double tolerance = parameters_.rank_tol;
+      index_t rank = count_, other = wide_;
+      if (!parameters_.orthonormal) rank = orthonormalize(narrow, tolerance, narrow_triangle_ + lane * count_ * count_);
+      prefetch(B_, next);
+      if (!parameters_.orthonormal) other = orthonormalize(wide, tolerance, wide_triangle_ + lane * wide_ * wide_);
+      info_[lane] = static_cast<std::int32_t>(std::min(rank, other));
       products(narrow, wide, product, wide_);
       double square = 0;
       for (index_t e = 0; e < count_ * wide_; ++e) {
@@ -232,7 +230,7 @@ class PrincipalPairs {
   const AngleParameters& parameters_;
   Workspace& workspace_;
   bool swapped_;
-  index_t rows_, wide_, count_, first_, present_;
+  index_t rows_, wide_, count_, first_, present_, items_;
   bool keep_;
   Columns narrow_[kWidth], wide_columns_[kWidth];
   double *narrow_triangle_, *wide_triangle_;

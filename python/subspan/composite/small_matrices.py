@@ -1,0 +1,127 @@
+"""Singular value and eigen-decompositions in torch, with gradients that stay finite where values repeat."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .factor import factor_dtype, result_dtype, without_autocast
+
+
+def _finite_items(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    """The matrices, with zeros for items that are not finite, and NaN or 0 for each item, to be added to its results:
+    what torch does with such items depends on the platform."""
+    poison = (matrices * 0).sum((-2, -1))
+    return torch.where(poison.isfinite()[..., None, None], matrices, 0), poison
+
+
+def _reciprocal_gaps(values: Tensor) -> Tensor:
+    """1 / (values_j - values_i), and 0 where the two are equal to rounding."""
+    gaps = values[..., None, :] - values[..., :, None]
+    largest = values.abs().amax(-1, keepdim=True)[..., None] if values.shape[-1] else gaps
+    distinct = gaps.abs() > values.shape[-1] * torch.finfo(values.dtype).eps * largest
+    return torch.where(distinct, torch.where(distinct, gaps, 1).reciprocal(), 0)
+
+
+class _SVD(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(M: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        finite, poison = _finite_items(M)
+        left, values, right = torch.linalg.svd(finite, full_matrices=False)
+        return values + poison[..., None], left + poison[..., None, None], right + poison[..., None, None]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, ...]) -> None:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*output)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor | None) -> Tensor | None:
+        return svd_gradient(*ctx.saved_tensors, *upstream)
+
+
+class _Eigh(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(A: Tensor) -> tuple[Tensor, Tensor]:
+        finite, poison = _finite_items(A.tril())
+        values, vectors = torch.linalg.eigh(finite)
+        return values + poison[..., None], vectors + poison[..., None, None]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, ...]) -> None:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*output)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor | None) -> Tensor | None:
+        return eigh_gradient(*ctx.saved_tensors, *upstream)
+
+
+@without_autocast
+def small_svd(M: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """values, U, V^T and a status."""
+    values, left, right = (part.to(result_dtype(M)) for part in _SVD.apply(M.to(factor_dtype(M))))
+    return values, left, right, _status(M)
+
+
+@without_autocast
+def small_eigh(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """values, vectors and a status."""
+    values, vectors = (part.to(result_dtype(A)) for part in _Eigh.apply(A.to(factor_dtype(A))))
+    return values, vectors, _status(A)
+
+
+def _status(of: Tensor) -> Tensor:
+    return torch.zeros(of.shape[:-2], dtype=torch.int32, device=of.device)
+
+
+@without_autocast
+def svd_gradient(
+    s: Tensor, U: Tensor, Vh: Tensor, of_values: Tensor | None, of_left: Tensor | None, of_right: Tensor | None
+) -> Tensor | None:
+    """Of M = U diag(s) V^T. With E_ij = 1 / (s_j^2 - s_i^2) off the diagonal, 0 where the two are equal:
+
+    U (diag(g_s) + (skew(U^T g_U) o E) S + S (skew(V^T g_V) o E)) V^T + (I - U U^T) g_U S^{-1} V^T
+      + U S^{-1} g_V^T (I - V V^T),  skew(X) = X - X^T.
+    """
+    if of_values is None and of_left is None and of_right is None:
+        return None
+    scale = s.detach().amax(-1, keepdim=True) if s.shape[-1] else s.detach()
+    scale = torch.where(scale > 0, scale, 1)
+    relative = s / scale  # squares of the values themselves may overflow
+    gaps = _reciprocal_gaps(relative**2) / scale[..., None] ** 2
+    # Directions of a zero singular value are not determined: nothing flows through them.
+    positive = relative > torch.finfo(s.dtype).tiny ** 0.25
+    inverse = torch.where(positive, torch.where(positive, s, 1).reciprocal(), 0)
+    core = torch.diag_embed(torch.zeros_like(s) if of_values is None else of_values)
+    V, outside = Vh.mT, []
+    if of_left is not None:
+        product = U.mT @ of_left
+        core = core + (product - product.mT) * gaps * s[..., None, :]
+        if U.shape[-2] > U.shape[-1]:
+            outside.append((of_left - U @ product) * inverse[..., None, :] @ Vh)
+    if of_right is not None:
+        product = V.mT @ of_right.mT
+        core = core + s[..., :, None] * ((product - product.mT) * gaps)
+        if V.shape[-2] > V.shape[-1]:
+            outside.append(U * inverse[..., None, :] @ (of_right - product.mT @ Vh))
+    return sum(outside, U @ core @ Vh)
+
+
+@without_autocast
+def eigh_gradient(values: Tensor, Q: Tensor, of_values: Tensor | None, of_vectors: Tensor | None) -> Tensor | None:
+    """Of A = Q diag(values) Q^T: Q (diag(g_values) + (Q^T g_Q) o E) Q^T, E_ij = 1 / (values_j - values_i), 0 where the
+    two are equal; symmetric."""
+    if of_values is None and of_vectors is None:
+        return None
+    core = torch.diag_embed(torch.zeros_like(values) if of_values is None else of_values)
+    if of_vectors is not None:
+        core = core + (Q.mT @ of_vectors) * _reciprocal_gaps(values)
+    gradient = Q @ core @ Q.mT
+    return (gradient + gradient.mT) / 2
