@@ -3,6 +3,8 @@
 #include "bindings/array_arg.h"
 #include "core/measure.h"
 #include "core/parallel.h"
+#include "ops/angles/orthonormal_basis.h"
+#include "ops/angles/pairwise_angles.h"
 #include "ops/angles/small_eigh.h"
 #include "ops/angles/small_svd.h"
 #include "ops/angles/subspace_angles.h"
@@ -52,6 +54,34 @@ void bind_subspace_angles(py::module_& m) {
     check_subspace_angles(a.view(), b.view(), out.view(), status.view(), u.view(), v.view(), parameters, kDevice);
     py::gil_scoped_release unlocked;
     subspace_angles_cpu(a.view(), b.view(), out.view(), status.view(), u.view(), v.view(), parameters, threads);
+  });
+  m.def("orthonormal_basis",
+        [](py::handle A, py::handle Q, py::handle triangle, py::handle info, double rank_tol, int threads) {
+          constexpr const char* op = "orthonormal_basis";
+          const ArrayArg a(A, op, "A"), q(Q, op, "Q");
+          const OptionalArrayArg r(triangle, op, "triangle"), status(info, op, "info");
+          check_orthonormal_basis(a.view(), q.view(), r.view(), status.view(), kDevice);
+          py::gil_scoped_release unlocked;
+          orthonormal_basis_cpu(a.view(), q.view(), r.view(), status.view(), rank_tol, threads);
+        });
+  m.def("pairwise_angles", [](py::handle A, py::handle B, py::handle values, py::handle info, int function,
+                              bool squared, bool padded, int threads) {
+    constexpr const char* op = "pairwise_angles";
+    const AngleParameters parameters{static_cast<AngleFunction>(function), squared, padded, true, 0};
+    const ArrayArg a(A, op, "A"), b(B, op, "B"), out(values, op, "values");
+    const OptionalArrayArg status(info, op, "info");
+    check_pairwise_angles(a.view(), b.view(), out.view(), status.view(), parameters, kDevice);
+    py::gil_scoped_release unlocked;
+    pairwise_angles_cpu(a.view(), b.view(), out.view(), status.view(), parameters, threads);
+  });
+  m.def("pairwise_angles_gradient", [](py::handle A, py::handle B, py::handle upstream, py::handle phi, int function,
+                                       bool squared, bool padded, int threads) {
+    constexpr const char* op = "pairwise_angles_gradient";
+    const AngleParameters parameters{static_cast<AngleFunction>(function), squared, padded, true, 0};
+    const ArrayArg a(A, op, "A"), b(B, op, "B"), g(upstream, op, "upstream"), out(phi, op, "phi");
+    check_pairwise_angles_gradient(a.view(), b.view(), g.view(), out.view(), parameters, kDevice);
+    py::gil_scoped_release unlocked;
+    pairwise_angles_gradient_cpu(a.view(), b.view(), g.view(), out.view(), parameters, threads);
   });
   m.def("subspace_angles_gradient", [](py::handle A, py::handle B, py::handle upstream, py::handle d_A, py::handle d_B,
                                        int function, bool squared, bool padded, bool orthonormal, double rank_tol,

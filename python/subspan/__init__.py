@@ -1,5 +1,6 @@
 """The linear algebra of representation learning, compiled, for PyTorch, NumPy and CuPy arrays."""
 
+from .ops.angles import principal_angles
 from .ops.class_coding_rates import class_coding_rates, rate_reduction
 from .ops.coding_rate import coding_rate, logdet_gram, rate_operator, spd_logdet
 from .ops.covariance_contrast import covariance_contrast
@@ -24,6 +25,7 @@ __all__ = [
     "covariance_contrast",
     "ista",
     "logdet_gram",
+    "principal_angles",
     "rate_operator",
     "rate_reduction",
     "sinkhorn",

@@ -189,6 +189,25 @@ def cast(array: Any, dtype: Any) -> Any:
     return array.to(dtype) if is_torch(array) else array.astype(dtype)
 
 
+def where(condition: Any, array: Any, other: Any) -> Any:
+    if is_torch(condition):
+        return torch.where(condition, array, other)
+    if is_cupy(condition):
+        return sys.modules["cupy"].where(condition, array, other)
+    return np.where(condition, array, other)
+
+
+def promoted(dtype: Any, other: Any) -> Any:
+    """The type that holds values of both."""
+    return torch.promote_types(dtype, other) if isinstance(dtype, torch.dtype) else np.promote_types(dtype, other)
+
+
+def epsilon(dtype: Any) -> float:
+    """The rounding unit of the type that arrays of `dtype` are computed in."""
+    compute = COMPUTE_DTYPE[dtype]
+    return 2.0**-52 if compute in (np.dtype(np.float64), torch and torch.float64) else 2.0**-23
+
+
 def as_index(array: Any) -> Any:
     """Integers as int32 or int64, in the machine's byte order."""
     if is_torch(array):

@@ -10,6 +10,44 @@ def measure_fma_peak(seconds: float, threads: int) -> float: ...
 def gemm_benchmark(n: int, repeats: int) -> float: ...
 def small_svd(M: Any, values: Any, left: Any | None, right: Any | None, info: Any | None, threads: int, /) -> None: ...
 def small_eigh(A: Any, values: Any, vectors: Any | None, info: Any | None, threads: int, /) -> None: ...
+def orthonormal_basis(
+    A: Any, Q: Any, triangle: Any | None, info: Any | None, rank_tol: float, threads: int, /
+) -> None: ...
+def pairwise_angles(
+    A: Any, B: Any, values: Any, info: Any | None, function: int, squared: bool, padded: bool, threads: int, /
+) -> None: ...
+def pairwise_angles_gradient(
+    A: Any, B: Any, upstream: Any, phi: Any, function: int, squared: bool, padded: bool, threads: int, /
+) -> None: ...
+def subspace_angles(
+    A: Any,
+    B: Any,
+    values: Any,
+    info: Any | None,
+    left: Any | None,
+    right: Any | None,
+    function: int,
+    squared: bool,
+    padded: bool,
+    orthonormal: bool,
+    rank_tol: float,
+    threads: int,
+    /,
+) -> None: ...
+def subspace_angles_gradient(
+    A: Any,
+    B: Any,
+    upstream: Any,
+    d_A: Any,
+    d_B: Any,
+    function: int,
+    squared: bool,
+    padded: bool,
+    orthonormal: bool,
+    rank_tol: float,
+    threads: int,
+    /,
+) -> None: ...
 def spd_logdet(
     A: Any, logdet: Any, info: Any | None, inverse: Any | None, implicit_identity: bool, threads: int, /
 ) -> None: ...

@@ -86,6 +86,26 @@ inline void read_columns(const TensorView& array, index_t item, const Columns& t
   for (index_t c = 0; c < to.count; ++c) std::fill(to.column(c) + to.rows, to.column(c) + to.length(), 0.0);
 }
 
+// Every entry, with `added` to it, into a packed row-major array.
+template <class T>
+void write_rows(const Columns& from, double added, T* to) {
+  constexpr index_t lanes = kLanes<double>;
+  typedef T Narrow __attribute__((vector_size(lanes * sizeof(T))));
+  for (index_t r = 0; r < from.rows; r += lanes) {
+    const index_t present = std::min(lanes, from.rows - r);
+    for (index_t c = 0; c < from.count; c += lanes) {
+      const index_t width = std::min(lanes, from.count - c);
+      Vec<double> square[lanes];
+      for (index_t i = 0; i < lanes; ++i) square[i] = i < width ? load(from.column(c + i) + r) + added : Vec<double>{};
+      transpose_square<double>(square);
+      for (index_t i = 0; i < present; ++i) {
+        const Narrow row = __builtin_convertvector(square[i], Narrow);
+        std::memcpy(to + (r + i) * from.count + c, &row, static_cast<std::size_t>(width) * sizeof(T));
+      }
+    }
+  }
+}
+
 // In halves, which is shorter than one after the other.
 inline double sum_lanes(Vec<double> v) {
   double lanes[kLanes<double>];

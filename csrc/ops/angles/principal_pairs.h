@@ -30,11 +30,17 @@ inline int pair_threads(const TensorView& A, const TensorView& B, index_t items,
   return useful_threads(static_cast<double>(items) * width * width * (4 * rows + 20 * width), threads);
 }
 
+// Item first + i of both sides in pair i.
+struct SameItems {
+  index_t items[kLanes<double>];
+  explicit SameItems(index_t first) { std::iota(items, items + kLanes<double>, first); }
+};
+
 class PrincipalPairs {
  public:
-  // Pairs first ... first + present - 1; keep: their bases are wanted afterwards.
-  PrincipalPairs(const TensorView& A, const TensorView& B, const AngleParameters& parameters, index_t first,
-                 index_t present, bool keep, Workspace& workspace)
+  // Pairs of item of_A[i] of A and item of_B[i] of B, i < present; keep: their bases are wanted afterwards.
+  PrincipalPairs(const TensorView& A, const TensorView& B, const AngleParameters& parameters, const index_t* of_A,
+                 const index_t* of_B, index_t present, bool keep, Workspace& workspace)
       : A_(A),
         B_(B),
         parameters_(parameters),
@@ -43,9 +49,9 @@ class PrincipalPairs {
         rows_(A.size(-2)),
         wide_(std::max(A.size(-1), B.size(-1))),
         count_(std::min(A.size(-1), B.size(-1))),
-        first_(first),
+        of_A_(of_A),
+        of_B_(of_B),
         present_(present),
-        items_(batch_count(A, 2)),
         keep_(keep) {
     read_and_multiply();
     cosines();
@@ -95,14 +101,14 @@ class PrincipalPairs {
     double* product = workspace_.take<double>(count_ * wide_);
     Columns narrow = Columns::take(rows_, count_, workspace_), wide = Columns::take(rows_, wide_, workspace_);
     for (index_t lane = 0; lane < present_; ++lane) {
-      read_columns(swapped_ ? A_ : B_, first_ + lane, narrow);
-      read_columns(swapped_ ? B_ : A_, first_ + lane, wide);
-      const index_t next = std::min(first_ + lane + 1, items_ - 1);
-      prefetch(A_, next);
+      read_columns(swapped_ ? A_ : B_, (swapped_ ? of_A_ : of_B_)[lane], narrow);
+      read_columns(swapped_ ? B_ : A_, (swapped_ ? of_B_ : of_A_)[lane], wide);
+      const index_t next = std::min(lane + 1, present_ - 1);
+      prefetch(A_, of_A_[next]);
       const double tolerance = parameters_.rank_tol;
       index_t rank = count_, other = wide_;
       if (!parameters_.orthonormal) rank = orthonormalize(narrow, tolerance, narrow_triangle_ + lane * count_ * count_);
-      prefetch(B_, next);
+      prefetch(B_, of_B_[next]);
       if (!parameters_.orthonormal) other = orthonormalize(wide, tolerance, wide_triangle_ + lane * wide_ * wide_);
       info_[lane] = static_cast<std::int32_t>(std::min(rank, other));
       products(narrow, wide, product, wide_);
@@ -230,7 +236,9 @@ class PrincipalPairs {
   const AngleParameters& parameters_;
   Workspace& workspace_;
   bool swapped_;
-  index_t rows_, wide_, count_, first_, present_, items_;
+  index_t rows_, wide_, count_;
+  const index_t *of_A_, *of_B_;
+  index_t present_;
   bool keep_;
   Columns narrow_[kWidth], wide_columns_[kWidth];
   double *narrow_triangle_, *wide_triangle_;

@@ -41,8 +41,7 @@ inline bool per_angle(AngleFunction function) {
   return function == AngleFunction::kAngles || function == AngleFunction::kCosines;
 }
 
-inline void check_bases(const TensorView& A, const TensorView& B, const TensorView& values,
-                        const AngleParameters& parameters, Device device, const char* op) {
+inline void check_bases(const TensorView& A, const TensorView& B, Device device, const char* op) {
   check_input(A, 2, device, op, "A");
   check_input(B, 2, device, op, "B");
   CHECK(is_float(A.dtype), op, ": A: expected a floating point array");
@@ -50,29 +49,34 @@ inline void check_bases(const TensorView& A, const TensorView& B, const TensorVi
   CHECK(A.size(-2) == B.size(-2), op, ": B: expected ", A.size(-2), " rows as in A, got ", B.size(-2));
   CHECK(A.ndim == B.ndim, op, ": B: expected the batch dimensions of A");
   for (int i = 0; i < A.ndim - 2; ++i) CHECK(A.shape[i] == B.shape[i], op, ": B: expected the batch dimensions of A");
-  const index_t items = batch_count(A, 2), angles = std::min(A.size(-1), B.size(-1));
-  check_output(values, compute_dtype(A.dtype), per_angle(parameters.function) ? items * angles : items, device, op,
-               "values");
 }
 
 inline void check_subspace_angles(const TensorView& A, const TensorView& B, const TensorView& values,
                                   const TensorView* info, const TensorView* left, const TensorView* right,
                                   const AngleParameters& parameters, Device device) {
-  constexpr const char* op = "subspace_angles";
-  check_bases(A, B, values, parameters, device, op);
+  constexpr const char* op = "principal_angles";
+  check_bases(A, B, device, op);
   const index_t items = batch_count(A, 2), angles = std::min(A.size(-1), B.size(-1));
+  const DType dtype = compute_dtype(A.dtype);
+  check_output(values, dtype, per_angle(parameters.function) ? items * angles : items, device, op, "values");
   if (info) check_output(*info, DType::i32, items, device, op, "info");
   CHECK((left == nullptr) == (right == nullptr), op, ": left: expected with right, or neither");
-  if (left) check_output(*left, compute_dtype(A.dtype), items * A.size(-2) * angles, device, op, "left");
-  if (right) check_output(*right, compute_dtype(A.dtype), items * A.size(-2) * angles, device, op, "right");
+  if (left) check_output(*left, dtype, items * A.size(-2) * angles, device, op, "left");
+  if (right) check_output(*right, dtype, items * A.size(-2) * angles, device, op, "right");
 }
 
 inline void check_subspace_angles_gradient(const TensorView& A, const TensorView& B, const TensorView& upstream,
                                            const TensorView& d_A, const TensorView& d_B,
                                            const AngleParameters& parameters, Device device) {
-  constexpr const char* op = "subspace_angles_gradient";
-  check_input(upstream, per_angle(parameters.function) ? 1 : 0, device, op, "upstream");
-  check_bases(A, B, upstream, parameters, device, op);
+  constexpr const char* op = "principal_angles";
+  check_bases(A, B, device, op);
+  const int own = per_angle(parameters.function) ? 1 : 0;
+  check_input(upstream, own, device, op, "upstream");
+  CHECK(upstream.dtype == compute_dtype(A.dtype), op, ": upstream: wrong dtype");
+  CHECK(upstream.ndim == A.ndim - 2 + own, op, ": upstream: expected the batch dimensions of A");
+  for (int i = 0; i < A.ndim - 2; ++i)
+    CHECK(upstream.shape[i] == A.shape[i], op, ": upstream: expected the batch dimensions of A");
+  if (own) CHECK(upstream.size(-1) == std::min(A.size(-1), B.size(-1)), op, ": upstream: expected one entry per angle");
   check_output(d_A, compute_dtype(A.dtype), A.numel(), device, op, "d_A");
   check_output(d_B, compute_dtype(B.dtype), B.numel(), device, op, "d_B");
 }

@@ -13,9 +13,7 @@ void write_vectors(const Columns& basis, index_t count, Coefficient&& coefficien
   }
   const Columns vectors = Columns::take(basis.rows, count, workspace);
   combine<false>(basis, weights, count, vectors);
-  for (index_t r = 0; r < basis.rows; ++r) {
-    for (index_t i = 0; i < count; ++i) out[r * count + i] = static_cast<T>(vectors.column(i)[r]);
-  }
+  write_rows(vectors, 0, out);
 }
 
 }  // namespace
@@ -29,7 +27,8 @@ void subspace_angles_cpu(const TensorView& A, const TensorView& B, const TensorV
     parallel_for((items + together - 1) / together, pair_threads(A, B, items, threads), [&](index_t group) {
       const index_t first = group * together, present = std::min(together, items - first);
       Workspace workspace;
-      const PrincipalPairs pairs(A, B, parameters, first, present, left != nullptr, workspace);
+      const SameItems item_of(first);
+      const PrincipalPairs pairs(A, B, parameters, item_of.items, item_of.items, present, left != nullptr, workspace);
       const index_t count = pairs.count();
       for (index_t lane = 0; lane < present; ++lane) {
         const index_t item = first + lane;

@@ -76,7 +76,8 @@ void subspace_angles_gradient_cpu(const TensorView& A, const TensorView& B, cons
     parallel_for((items + together - 1) / together, pair_threads(A, B, 3 * items, threads), [&](index_t group) {
       const index_t first = group * together, present = std::min(together, items - first);
       Workspace workspace;
-      const PrincipalPairs pairs(A, B, parameters, first, present, true, workspace);
+      const SameItems item_of(first);
+      const PrincipalPairs pairs(A, B, parameters, item_of.items, item_of.items, present, true, workspace);
       const index_t count = pairs.count();
       double* h = workspace.take<double>(count);
       for (index_t lane = 0; lane < present; ++lane) {
