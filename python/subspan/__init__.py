@@ -1,6 +1,6 @@
 """The linear algebra of representation learning, compiled, for PyTorch, NumPy and CuPy arrays."""
 
-from .ops.angles import principal_angles
+from .ops.angles import principal_angles, principal_cosines, subspace_distance, subspace_similarity
 from .ops.class_coding_rates import class_coding_rates, rate_reduction
 from .ops.coding_rate import coding_rate, logdet_gram, rate_operator, spd_logdet
 from .ops.covariance_contrast import covariance_contrast
@@ -26,6 +26,7 @@ __all__ = [
     "ista",
     "logdet_gram",
     "principal_angles",
+    "principal_cosines",
     "rate_operator",
     "rate_reduction",
     "sinkhorn",
@@ -33,4 +34,6 @@ __all__ = [
     "small_svd",
     "small_svdvals",
     "spd_logdet",
+    "subspace_distance",
+    "subspace_similarity",
 ]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -18,8 +18,10 @@ from torch.linalg import cholesky_ex, solve_triangular
 
 from .. import _route
 
+F = TypeVar("F", bound=Callable[..., Any])
 
-def without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
+
+def without_autocast(function: F) -> F:
     """Autocast would round a Gram matrix to half precision, which makes I + alpha * Gram indefinite."""
 
     @functools.wraps(function)
@@ -29,7 +31,7 @@ def without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
         with torch.autocast(first.device.type, enabled=False):
             return function(first, *rest)
 
-    return wrapped
+    return cast(F, wrapped)
 
 
 def factor_dtype(array: Tensor) -> torch.dtype:

@@ -63,17 +63,22 @@ class _Eigh(torch.autograd.Function):
         return eigh_gradient(*ctx.saved_tensors, *upstream)
 
 
+def svd(M: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Values, U and V^T, in the type of M."""
+    return _SVD.apply(M)  # type: ignore[no-untyped-call,no-any-return]
+
+
 @without_autocast
 def small_svd(M: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """values, U, V^T and a status."""
-    values, left, right = (part.to(result_dtype(M)) for part in _SVD.apply(M.to(factor_dtype(M))))
+    values, left, right = (part.to(result_dtype(M)) for part in svd(M.to(factor_dtype(M))))
     return values, left, right, _status(M)
 
 
 @without_autocast
 def small_eigh(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """values, vectors and a status."""
-    values, vectors = (part.to(result_dtype(A)) for part in _Eigh.apply(A.to(factor_dtype(A))))
+    values, vectors = (part.to(result_dtype(A)) for part in _Eigh.apply(A.to(factor_dtype(A))))  # type: ignore[no-untyped-call]
     return values, vectors, _status(A)
 
 

@@ -4,189 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from .. import _check, _native, _route
+from .. import _check
 from .._angle_functions import ANGLES, COSINES, METRICS, SIMILARITIES
+from .angle_function import angle_function
 
-composite: Any = None  # without torch there is nothing to compose
-if _check.torch is not None:
-    from ..composite import angles as composite
-
-_SCHEMA = "int function, bool squared, bool padded, bool orthonormal, float rank_tol"
-_PAIRWISE_SCHEMA = "int function, bool squared, bool padded"
-_LAYOUTS = {"columns": 0, "rows": 1}
 _ORDERS = {"ascending": 0, "descending": 1}
 _UNEQUAL = {"nearest": 0, "padded": 1, "raise": 2}
-
-
-def _value_shapes(A: Any, B: Any, function: int, *_: Any) -> tuple[tuple[int, ...], ...]:
-    *batch, rows, p = A.shape
-    count = min(p, B.shape[-1])
-    value = (*batch, count) if function in (ANGLES, COSINES) else tuple(batch)
-    return value, tuple(batch), (*batch, rows, count), (*batch, rows, count)
-
-
-_gradient = _route.register(
-    _route.Op(
-        name="subspace_angles_gradient",
-        inputs=(("A", 2), ("B", 2), ("value", 0), ("upstream", 0)),
-        schema=_SCHEMA,
-        outputs=("compute", "compute"),
-        shapes=lambda A, B, *_: (tuple(A.shape), tuple(B.shape)),
-        kernel=lambda A, B, value, *rest: _native.cpu.subspace_angles_gradient(A, B, *rest),
-        composite=lambda *args: composite.subspace_angles_gradient(*args),
-        saves=(),
-        public="subspace_distance",
-    )
-)
-
-
-def _backward(g: Any, saved: Any, tensors: Any, parameters: Any, scaled: Any) -> tuple[Any, Any]:
-    """By kernel, but in torch operations where the gradient will be differentiated."""
-    (A, B), (value,) = tensors, saved
-    from .._route_torch import is_batched
-
-    if _check.torch.is_grad_enabled() or is_batched(g):
-        d_A, d_B = composite.subspace_angles_gradient(A, B, value, g, *parameters)
-    else:
-        d_A, d_B = _gradient(2, A, B, value, g, *parameters)
-    return d_A.to(A.dtype), d_B.to(B.dtype)
-
-
-_subspace_angles = _route.register(
-    _route.Op(
-        name="subspace_angles",
-        inputs=(("A", 2), ("B", 2)),
-        schema=_SCHEMA,
-        outputs=("compute", "int32", "compute", "compute"),
-        shapes=_value_shapes,
-        kernel=_native.cpu.subspace_angles,
-        composite=lambda *args: composite.subspace_angles(*args),
-        backward=_backward,
-        saves=(),
-        public="principal_angles",
-    )
-)
-
-
-_orthonormal_basis = _route.register(
-    _route.Op(
-        name="orthonormal_basis",
-        inputs=(("A", 2),),
-        schema="float rank_tol",
-        outputs=("compute", "compute", "int32"),
-        shapes=lambda A, _: (tuple(A.shape), (*A.shape[:-2], A.shape[-1], A.shape[-1]), tuple(A.shape[:-2])),
-        kernel=_native.cpu.orthonormal_basis,
-        composite=lambda A, rank_tol: composite.orthonormal_basis_of_span(A, rank_tol),
-        backward=lambda g, saved, tensors, parameters, scaled: (
-            composite.span_gradient(tensors[0], *saved, g[0]).to(tensors[0].dtype),
-        ),
-        saves=(),
-        graded=2,
-        public="principal_angles",
-    )
-)
-
-_pairwise_phi = _route.register(
-    _route.Op(
-        name="pairwise_angles_gradient",
-        inputs=(("A", 3), ("B", 3), ("upstream", 0)),
-        schema=_PAIRWISE_SCHEMA,
-        outputs=("compute",),
-        shapes=lambda A, B, *_: ((*A.shape[:-2], A.shape[-1], B.shape[-3], B.shape[-1]),),
-        kernel=_native.cpu.pairwise_angles_gradient,
-        composite=lambda *args: (composite.pairwise_phi(*args),),
-        saves=(),
-        public="principal_angles",
-    )
-)
-
-
-def _pairwise_backward(g: Any, saved: Any, tensors: Any, parameters: Any, scaled: Any) -> tuple[Any, Any]:
-    """From the derivatives with respect to all products A_i^T B_j, which are a matrix of the size of their matrix."""
-    (A, B), (value,) = tensors, saved
-    from .._route_torch import is_batched
-
-    if _check.torch.is_grad_enabled() or is_batched(g):
-        d_A, d_B = composite.pairwise_gradient(A, B, value, g, *parameters)
-    else:
-        d_A, d_B = composite.from_phi(A, B, _pairwise_phi(1, A, B, g.contiguous(), *parameters)[0])
-    return d_A.to(A.dtype), d_B.to(B.dtype)
-
-
-def _pairwise_shapes(A: Any, B: Any, function: int, *_: Any) -> tuple[tuple[int, ...], ...]:
-    pairs = (*A.shape[:-2], B.shape[-3])
-    count = (min(A.shape[-1], B.shape[-1]),) if function in (ANGLES, COSINES) else ()
-    return (*pairs, *count), pairs
-
-
-_pairwise_angles = _route.register(
-    _route.Op(
-        name="pairwise_angles",
-        inputs=(("A", 3), ("B", 3)),
-        schema=_PAIRWISE_SCHEMA,
-        outputs=("compute", "int32"),
-        shapes=_pairwise_shapes,
-        kernel=_native.cpu.pairwise_angles,
-        composite=lambda *args: composite.pairwise_angles(*args),
-        backward=_pairwise_backward,
-        saves=(),
-        public="principal_angles",
-    )
-)
-
-
-def _bases(op: str, A: Any, B: Any, layout: str, rank_tol: float | None) -> tuple[Any, Any, float]:
-    """Both as columns and of one type, and the tolerance."""
-    _check.matrix(op, "A", A)
-    _check.matrix(op, "B", B)
-    _check.same_kind(op, "B", B, "A", A)
-    if _check.choice(op, "layout", layout, _LAYOUTS):
-        A, B = A.swapaxes(-1, -2), B.swapaxes(-1, -2)
-    for name, basis in (("A", A), ("B", B)):
-        if basis.shape[-1] > basis.shape[-2]:
-            raise ValueError(
-                f"{op}: {name}: expected at most as many vectors as they have entries, "
-                f"got {basis.shape[-1]} vectors of {basis.shape[-2]} entries"
-            )
-    if A.shape[-2] != B.shape[-2]:
-        raise ValueError(
-            f"{op}: B: expected vectors of {A.shape[-2]} entries as in A, got {B.shape[-2]} "
-            f"(shapes {tuple(A.shape)} and {tuple(B.shape)} as columns)"
-        )
-    if A.dtype != B.dtype:
-        common = _check.promoted(A.dtype, B.dtype)
-        A, B = _check.cast(A, common), _check.cast(B, common)
-    if rank_tol is None:
-        return A, B, max(A.shape[-2], 1) * _check.epsilon(A.dtype)
-    tolerance = _check.number(op, "rank_tol", rank_tol)
-    if tolerance < 0:
-        raise ValueError(f"{op}: rank_tol: expected a number >= 0, got {rank_tol}")
-    return A, B, tolerance
-
-
-def _sets(op: str, A: Any, B: Any) -> tuple[Any, Any]:
-    """Sets of bases with one batch shape."""
-    for name, bases in (("A", A), ("B", B)):
-        if bases.ndim < 3:
-            raise ValueError(
-                f"{op}: {name}: expected at least 3 dimensions with pairwise, a set of bases, "
-                f"got shape {tuple(bases.shape)}"
-            )
-    batch = _check.broadcast_batch(op, "A", A, 3, "B", B, 3)
-    return _check.expand(A, (*batch, *A.shape[-3:])), _check.expand(B, (*batch, *B.shape[-3:]))
-
-
-def _paired(op: str, A: Any, B: Any) -> tuple[Any, Any]:
-    if A.ndim == 2 and B.ndim == 2:
-        return A, B
-    batch = _check.broadcast_batch(op, "A", A, 2, "B", B, 2)
-    return _check.expand(A, (*batch, *A.shape[-2:])), _check.expand(B, (*batch, *B.shape[-2:]))
-
-
-def _flags(op: str, **flags: Any) -> None:
-    for name, value in flags.items():
-        if value is not False and value is not True:
-            _check.flag(op, name, value)
 
 
 def principal_angles(
@@ -206,12 +29,13 @@ def principal_angles(
     .. math:: \cos\theta_i = \sigma_i(Q_A^\top Q_B), \qquad \theta_i = \operatorname{atan2}\left(
         \sigma_i(Q_B V - Q_A U C),\ \cos\theta_i\right)
 
-    Q_A, Q_B are orthonormal bases of the spans and U C V^T = Q_A^T Q_B. The sines come from residuals, so that no digits
-    are lost near zero, as they are in every arccos.
+    Q_A, Q_B are orthonormal bases of the spans and U C V^T = Q_A^T Q_B. The sines come from residuals, so that no
+    digits are lost near zero, as they are in every arccos.
 
     Args:
-        A, B: (\*batch, n, p) and (\*batch, n, q), bases as columns, p, q <= n; batch dimensions broadcast. float64,
-            float32, float16 or bfloat16, any strides. torch, NumPy or CuPy.
+        A: (\*batch, n, p), a basis as columns, p <= n; float64, float32, float16 or bfloat16, any strides. torch, NumPy
+            or CuPy.
+        B: (\*batch, n, q), likewise; batch dimensions broadcast.
         pairwise: every basis of A with every one of B: (\*batch, N, n, p) and (\*batch, M, n, q) give (\*batch, N, M,
             ...); the same array twice is recognised, and done in half the time.
         assume_orthonormal: the columns are orthonormal as they are; saves most of the work on tall bases. Gradients
@@ -253,7 +77,9 @@ def principal_angles(
     """
     op = "principal_angles"
     descending = _check.choice(op, "order", order, _ORDERS)
-    outputs = _angles(op, ANGLES, A, B, pairwise, assume_orthonormal, rank_tol, layout, return_vectors, return_info)
+    outputs = angle_function(
+        op, ANGLES, A, B, pairwise, assume_orthonormal, rank_tol, layout, return_vectors, return_info
+    )
     if descending:
         outputs = tuple(_reversed(x) if i == 0 or x.ndim > outputs[0].ndim else x for i, x in enumerate(outputs))
     return outputs if len(outputs) > 1 else outputs[0]
@@ -263,52 +89,207 @@ def _reversed(array: Any) -> Any:
     return array.flip(-1) if _check.is_torch(array) else array[..., ::-1]
 
 
-def _angles(
-    op: str,
-    function: int,
+def principal_cosines(
     A: Any,
     B: Any,
-    pairwise: bool,
-    orthonormal: bool,
-    rank_tol: float | None,
-    layout: str,
-    return_vectors: bool = False,
+    *,
+    pairwise: bool = False,
+    assume_orthonormal: bool = False,
+    rank_tol: float | None = None,
     return_info: bool = False,
+    layout: str = "columns",
+) -> Any:
+    r"""Cosines of the principal angles between the spans of two bases, in descending order.
+
+    .. math:: \cos\theta_i = \sigma_i(Q_A^\top Q_B)
+
+    Args:
+        A: (\*batch, n, p), a basis as columns, p <= n; float64, float32, float16 or bfloat16, any strides. torch, NumPy
+            or CuPy.
+        B: (\*batch, n, q), likewise; batch dimensions broadcast.
+        pairwise: see ``principal_angles``.
+        assume_orthonormal: see ``principal_angles``.
+        rank_tol: see ``principal_angles``.
+        return_info: see ``principal_angles``.
+        layout: see ``principal_angles``.
+
+    Returns:
+        (\*batch, min(p, q)) between 0 and 1, (\*batch, N, M, min(p, q)) with ``pairwise``; float64 for float64 input
+        and float32 otherwise. Where ranks are smaller, the cosines that are missing are 0. An item that is not finite
+        is NaN.
+
+    Raises:
+        TypeError, ValueError: wrong arrays or options; vectors of different lengths; more vectors than entries.
+
+    Cost:
+        As ``principal_angles``.
+
+    Gradient:
+        In closed form, that of the span: smooth at angles of 0, and one of the subgradients at equal angles. Second
+        derivatives exist where angles are distinct.
+
+    Source:
+        Bjorck and Golub 1973. Replaces ``torch.linalg.svdvals(A.mT @ B)``, and canonical correlations made of it.
+
+    >>> import numpy as np, subspan
+    >>> print(subspan.principal_cosines(np.eye(3)[:, :2], np.eye(3)[:, 1:]))
+    [1. 0.]
+    """
+    outputs = angle_function(
+        "principal_cosines",
+        COSINES,
+        A,
+        B,
+        pairwise,
+        assume_orthonormal,
+        rank_tol,
+        layout,
+        return_info=return_info,
+    )
+    return outputs if return_info else outputs[0]
+
+
+def subspace_distance(
+    A: Any,
+    B: Any,
+    metric: str = "geodesic",
+    *,
     squared: bool = False,
-    padded: bool = False,
-) -> tuple[Any, ...]:
-    """The value, then principal vectors and status where they are wanted."""
-    _flags(op, pairwise=pairwise, assume_orthonormal=orthonormal)
-    if return_vectors is not False or return_info is not False:
-        _flags(op, return_vectors=return_vectors, return_info=return_info)
-    same = A is B
-    A, B, tolerance = _bases(op, A, B, layout, rank_tol)
-    if pairwise:
-        if return_vectors:
-            raise ValueError(f"{op}: return_vectors: expected False with pairwise, got True")
-        A, B = _sets(op, A, B)
-        rank_A = rank_B = None
-        if not orthonormal:
-            A, _, rank_A = _orthonormal_basis(3, A, tolerance)
-            B, _, rank_B = (A, None, rank_A) if same else _orthonormal_basis(3, B, tolerance)
-        value, info = _pairwise_angles(2, A, _other(A, B), function, squared, padded)
-        return (value, _pairwise_info(info, rank_A, rank_B, A, B)) if return_info else (value,)
-    A, B = _paired(op, A, B)
-    parameters = (function, squared, padded, orthonormal, tolerance)
-    if not return_vectors:
-        return tuple(_subspace_angles(1 + return_info, A, _other(A, B), *parameters))
-    value, info, left, right = _subspace_angles(4, A, _other(A, B), *parameters)
-    return (value, left, right, info) if return_info else (value, left, right)
+    pairwise: bool = False,
+    unequal: str = "nearest",
+    assume_orthonormal: bool = False,
+    rank_tol: float | None = None,
+    layout: str = "columns",
+) -> Any:
+    r"""Distance between the spans of two bases.
+
+    With the principal angles :math:`\theta_i`, of which :math:`\theta_{\max}` is the largest:
+
+    ============== ============================================ ===========================================
+    metric         distance                                     also called
+    ============== ============================================ ===========================================
+    geodesic       :math:`(\sum \theta_i^2)^{1/2}`              arc length, Grassmann distance
+    chordal        :math:`(\sum \sin^2\theta_i)^{1/2}`          projection F-norm
+    projection     :math:`\|P_A - P_B\|_F`                      :math:`\sqrt 2` times chordal
+    procrustes     :math:`2 (\sum \sin^2(\theta_i/2))^{1/2}`    chordal F-norm
+    fubini_study   :math:`\arccos \prod \cos\theta_i`
+    binet_cauchy   :math:`(1 - \prod \cos^2\theta_i)^{1/2}`
+    asimov         :math:`\theta_{\max}`
+    spectral       :math:`2 \sin(\theta_{\max}/2)`              chordal 2-norm
+    gap            :math:`\sin\theta_{\max}`                    projection 2-norm, containment gap
+    martin         :math:`(-\sum \log\cos^2\theta_i)^{1/2}`    infinite at a right angle
+    ============== ============================================ ===========================================
+
+    Args:
+        A: (\*batch, n, p), a basis as columns, p <= n; float64, float32, float16 or bfloat16, any strides. torch, NumPy
+            or CuPy.
+        B: (\*batch, n, q), likewise; batch dimensions broadcast.
+        metric: one of the above.
+        squared: its square, which is smooth where the distance is 0 (except in the martin and largest-angle metrics
+            at equal angles).
+        pairwise: every basis of A with every one of B, see ``principal_angles``.
+        unequal: where p and q differ, "nearest" takes the min(p, q) angles as they are: the distance to the nearest
+            subspace of the other dimension that contains, or is contained; "padded" adds abs(p - q) angles of pi/2 (for
+            "projection" that is the norm of the difference of the projections); "raise" refuses.
+        assume_orthonormal: see ``principal_angles``.
+        rank_tol: see ``principal_angles``.
+        layout: see ``principal_angles``.
+
+    Returns:
+        (\*batch), or (\*batch, N, M) with ``pairwise``; in radians where the formula is an angle; float64 for float64
+        input and float32 otherwise. Exact to rounding also for distances as small as 1e-11. An item that is not finite
+        is NaN.
+
+    Raises:
+        TypeError, ValueError: as ``principal_angles``; unknown metric; p != q with ``unequal="raise"``.
+
+    Cost:
+        As ``principal_angles``. With ``pairwise``, "chordal" and "projection" need no singular values where they are
+        not small.
+
+    Gradient:
+        In closed form and exact also where angles repeat or vanish, orthogonal to the bases: it is the gradient of the
+        span. At distance 0 the square has gradient 0, and for the distance, which has none there, 0 is returned; for a
+        cosine of 0, where geodesic, martin and fubini_study have none, a subgradient or 0. Saved are A and B. Second
+        derivatives by divided differences, exact at repeated angles, for all but asimov, spectral and gap, which have
+        them where the largest angle is simple.
+
+    Source:
+        Ye and Lim 2016, arXiv:1407.0900, table 2. Replaces ``pymanopt``'s ``Grassmann.dist``, UQpy's distances and
+        ``FlagAveraging``'s, which clamp or lose small angles.
+
+    >>> import numpy as np, subspan
+    >>> print(round(subspan.subspace_distance(np.eye(3)[:, :2], np.eye(3)[:, 1:], "chordal").item(), 6))
+    1.0
+    """
+    op = "subspace_distance"
+    function = _check.choice(op, "metric", metric, METRICS)
+    convention = _check.choice(op, "unequal", unequal, _UNEQUAL)
+    if squared is not False:
+        _check.flag(op, "squared", squared)
+    return angle_function(
+        op,
+        function,
+        A,
+        B,
+        pairwise,
+        assume_orthonormal,
+        rank_tol,
+        layout,
+        squared=squared,
+        padded=convention == _UNEQUAL["padded"],
+        equal=convention == _UNEQUAL["raise"],
+    )[0]
 
 
-def _other(A: Any, B: Any) -> Any:
-    """B, but another view of it if it is A: torch.compile does not trace a function that is given one tensor twice."""
-    return B.view_as(B) if B is A and _check.is_torch(A) else B
+def subspace_similarity(
+    A: Any,
+    B: Any,
+    kind: str = "mean_cos2",
+    *,
+    pairwise: bool = False,
+    assume_orthonormal: bool = False,
+    rank_tol: float | None = None,
+    layout: str = "columns",
+) -> Any:
+    r"""Similarity of the spans of two bases.
 
+    .. math:: \text{mean_cos2} = \frac{1}{\min(p, q)}\sum_i \cos^2\theta_i, \qquad
+        \text{max_cos} = \cos\theta_{\min}, \qquad \text{overlap} = \sum_i \cos^2\theta_i = \operatorname{tr} P_A P_B
 
-def _pairwise_info(info: Any, rank_A: Any, rank_B: Any, A: Any, B: Any) -> Any:
-    """How many angles the ranks leave; the kernel says -1 where a pair is not finite."""
-    if rank_A is None:
-        return _check.where(info < 0, info, info + min(A.shape[-1], B.shape[-1]))
-    left, right = rank_A[..., :, None], rank_B[..., None, :]
-    return _check.where(info < 0, info, _check.where(left < right, left, right))
+    Args:
+        A: (\*batch, n, p), a basis as columns, p <= n; float64, float32, float16 or bfloat16, any strides. torch, NumPy
+            or CuPy.
+        B: (\*batch, n, q), likewise; batch dimensions broadcast.
+        kind: "mean_cos2", the similarity of the mutual subspace method; "max_cos", which is 1 where the spans share a
+            direction; "overlap", how many dimensions they share.
+        pairwise: see ``principal_angles``.
+        assume_orthonormal: see ``principal_angles``.
+        rank_tol: see ``principal_angles``.
+        layout: see ``principal_angles``.
+
+    Returns:
+        (\*batch), or (\*batch, N, M) with ``pairwise``; float64 for float64 input and float32 otherwise. An item that
+        is not finite is NaN.
+
+    Raises:
+        TypeError, ValueError: as ``principal_angles``; unknown kind.
+
+    Cost:
+        As ``principal_angles``. With ``pairwise``, all but "max_cos" need no singular values.
+
+    Gradient:
+        In closed form, orthogonal to the bases. Smooth everywhere for "mean_cos2" and "overlap", with exact second
+        derivatives; of "max_cos" where the smallest angle is simple.
+
+    Source:
+        Yamaguchi, Fukui and Maeda 1998. Replaces ``cvlab_toolbox``'s similarities and the subspace overlap of
+        safety-subspaces, ``(Qa.T @ Qb).norm() ** 2 / k``.
+
+    >>> import numpy as np, subspan
+    >>> print(subspan.subspace_similarity(np.eye(3)[:, :2], np.eye(3)[:, 1:]))
+    0.5
+    """
+    op = "subspace_similarity"
+    function = _check.choice(op, "kind", kind, SIMILARITIES)
+    return angle_function(op, function, A, B, pairwise, assume_orthonormal, rank_tol, layout)[0]
