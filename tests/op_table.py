@@ -8,12 +8,20 @@ from __future__ import annotations
 
 import pytest
 
+import angle_rows
 import coding_rate_rows
 import covariance_rows
 import crate_rows
 import membership_rows
 import sinkhorn_rows
 
-OPS = [*coding_rate_rows.ROWS, *membership_rows.ROWS, *covariance_rows.ROWS, *sinkhorn_rows.ROWS, *crate_rows.ROWS]
+OPS = [
+    *coding_rate_rows.ROWS,
+    *membership_rows.ROWS,
+    *covariance_rows.ROWS,
+    *sinkhorn_rows.ROWS,
+    *crate_rows.ROWS,
+    *angle_rows.ROWS,
+]
 
 every_op = pytest.mark.parametrize("op", OPS, ids=lambda op: op.title)

@@ -164,6 +164,7 @@ def resized(op: Op, arguments: Arguments, batch: tuple[int, ...], rows: int, col
     """Other values of other shapes: matrices become rows x columns (square ones columns x columns, made definite),
     vectors get one entry per row."""
     generator = torch.Generator().manual_seed(seed)
+    columns = min(rows, columns) if op.tall else columns
 
     def change(tensor: torch.Tensor) -> torch.Tensor:
         vector = op.arrays[name] == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from .. import _check, _native, _route
@@ -52,21 +53,17 @@ def _backward(g: Any, saved: Any, tensors: Any, parameters: Any, scaled: Any) ->
     return d_A.to(A.dtype), d_B.to(B.dtype)
 
 
-_subspace_angles = _route.register(
-    _route.Op(
-        name="subspace_angles",
-        inputs=(("A", 2), ("B", 2)),
-        schema=_SCHEMA,
-        outputs=("compute", "int32", "compute", "compute"),
-        shapes=_value_shapes,
-        kernel=_native.cpu.subspace_angles,
-        composite=lambda *args: composite.subspace_angles(*args),
-        backward=_backward,
-        saves=(),
-        public="principal_angles",
-    )
+_op = _route.Op(
+    name="subspace_angles",
+    inputs=(("A", 2), ("B", 2)),
+    schema=_SCHEMA,
+    outputs=("compute", "int32", "compute", "compute"),
+    shapes=_value_shapes,
+    kernel=_native.cpu.subspace_angles,
+    composite=lambda *args: composite.subspace_angles(*args),
+    backward=_backward,
+    saves=(),
 )
-
 
 _orthonormal_basis = _route.register(
     _route.Op(
@@ -119,20 +116,24 @@ def _pairwise_shapes(A: Any, B: Any, function: int, *_: Any) -> tuple[tuple[int,
     return (*pairs, *count), pairs
 
 
-_pairwise_angles = _route.register(
-    _route.Op(
-        name="pairwise_angles",
-        inputs=(("A", 3), ("B", 3)),
-        schema=_PAIRWISE_SCHEMA,
-        outputs=("compute", "int32"),
-        shapes=_pairwise_shapes,
-        kernel=_native.cpu.pairwise_angles,
-        composite=lambda *args: pairwise_composite.pairwise_angles(*args),
-        backward=_pairwise_backward,
-        saves=(),
-        public="principal_angles",
-    )
+_pairwise_op = _route.Op(
+    name="pairwise_angles",
+    inputs=(("A", 3), ("B", 3)),
+    schema=_PAIRWISE_SCHEMA,
+    outputs=("compute", "int32"),
+    shapes=_pairwise_shapes,
+    kernel=_native.cpu.pairwise_angles,
+    composite=lambda *args: pairwise_composite.pairwise_angles(*args),
+    backward=_pairwise_backward,
+    saves=(),
 )
+
+# Errors name what was called.
+_PUBLIC = ("principal_angles", "principal_cosines", "subspace_distance", "subspace_similarity")
+_paired = {name: _route.register(dataclasses.replace(_op, name=name)) for name in _PUBLIC}
+_pairwise = {
+    name: _route.register(dataclasses.replace(_pairwise_op, name=f"pairwise_{name}", public=name)) for name in _PUBLIC
+}
 
 
 def bases(op: str, A: Any, B: Any, layout: str, rank_tol: float | None) -> tuple[Any, Any, float]:
@@ -176,7 +177,7 @@ def _sets(op: str, A: Any, B: Any) -> tuple[Any, Any]:
     return _check.expand(A, (*batch, *A.shape[-3:])), _check.expand(B, (*batch, *B.shape[-3:]))
 
 
-def _paired(op: str, A: Any, B: Any) -> tuple[Any, Any]:
+def _broadcast(op: str, A: Any, B: Any) -> tuple[Any, Any]:
     if A.ndim == 2 and B.ndim == 2:
         return A, B
     batch = _check.broadcast_batch(op, "A", A, 2, "B", B, 2)
@@ -220,13 +221,13 @@ def angle_function(
         if not orthonormal:
             A, _, rank_A = _orthonormal_basis(3, A, tolerance)
             B, _, rank_B = (A, None, rank_A) if same else _orthonormal_basis(3, B, tolerance)
-        value, info = _pairwise_angles(2, A, _other(A, B), function, squared, padded)
+        value, info = _pairwise[op](2, A, _other(A, B), function, squared, padded)
         return (value, _pairwise_info(info, rank_A, rank_B, A, B)) if return_info else (value,)
-    A, B = _paired(op, A, B)
+    A, B = _broadcast(op, A, B)
     parameters = (function, squared, padded, orthonormal, tolerance)
     if not return_vectors:
-        return tuple(_subspace_angles(1 + return_info, A, _other(A, B), *parameters))
-    value, info, left, right = _subspace_angles(4, A, _other(A, B), *parameters)
+        return tuple(_paired[op](1 + return_info, A, _other(A, B), *parameters))
+    value, info, left, right = _paired[op](4, A, _other(A, B), *parameters)
     return (value, left, right, info) if return_info else (value, left, right)
 
 
