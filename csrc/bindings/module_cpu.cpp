@@ -3,6 +3,7 @@
 #include "bindings/array_arg.h"
 #include "core/measure.h"
 #include "core/parallel.h"
+#include "ops/angles/subspace_logits.h"
 #include "ops/coding_rate/class_coding_rates.h"
 #include "ops/coding_rate/coding_rate.h"
 #include "ops/coding_rate/covariance_contrast.h"
@@ -17,6 +18,31 @@ namespace subspan {
 namespace {
 
 constexpr Device kDevice = Device::cpu;
+
+void bind_angles(py::module_& m) {
+  m.def("subspace_logits",
+        [](py::handle x, py::handle W, py::handle logits, py::handle projections, double scale, int threads) {
+          constexpr const char* op = "subspace_logits";
+          const ArrayArg rows(x, op, "x"), bases(W, op, "W"), out(logits, op, "logits");
+          const OptionalArrayArg z(projections, op, "projections");
+          check_subspace_logits(rows.view(), bases.view(), out.view(), z.view(), kDevice);
+          py::gil_scoped_release unlocked;
+          subspace_logits_cpu(rows.view(), bases.view(), out.view(), z.view(), scale, threads);
+        });
+  m.def("subspace_logits_gradient",
+        [](py::handle x, py::handle W, py::handle projections, py::handle upstream, py::handle d_x, py::handle d_W,
+           double scale, bool columns, bool wants_x, bool wants_W, int threads) {
+          constexpr const char* op = "subspace_logits";
+          const ArrayArg rows(x, op, "x"), bases(W, op, "W"), z(projections, op, "projections"),
+              g(upstream, op, "upstream"), dx(d_x, op, "d_x"), dw(d_W, op, "d_W");
+          const SubspaceGradientParameters parameters{scale, columns, wants_x, wants_W};
+          check_subspace_logits_gradient(rows.view(), bases.view(), z.view(), g.view(), dx.view(), dw.view(),
+                                         parameters, kDevice);
+          py::gil_scoped_release unlocked;
+          subspace_logits_gradient_cpu(rows.view(), bases.view(), z.view(), g.view(), dx.view(), dw.view(), parameters,
+                                       threads);
+        });
+}
 
 void bind_coding_rate(py::module_& m) {
   m.def("spd_logdet",
@@ -160,6 +186,7 @@ PYBIND11_MODULE(SUBSPAN_MODULE_NAME, m, pybind11::mod_gil_not_used()) {
   m.def("max_threads", [] { return omp_get_max_threads(); });
   m.def("measure_fma_peak", &measure_fma_peak, py::arg("seconds"), py::arg("threads"));
   m.def("gemm_benchmark", &measure_gemm, py::arg("n"), py::arg("repeats"));
+  bind_angles(m);
   bind_coding_rate(m);
   bind_covariance_contrast(m);
   bind_soft_classes(m);

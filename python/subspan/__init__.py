@@ -5,6 +5,7 @@ from .ops.coding_rate import coding_rate, logdet_gram, rate_operator, spd_logdet
 from .ops.covariance_contrast import covariance_contrast
 from .ops.dense import ista
 from .ops.sinkhorn import sinkhorn
+from .ops.subspace_logits import subspace_logits
 
 __version__ = "0.1.0"
 
@@ -27,4 +28,5 @@ __all__ = [
     "rate_reduction",
     "sinkhorn",
     "spd_logdet",
+    "subspace_logits",
 ]

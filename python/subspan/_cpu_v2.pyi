@@ -8,6 +8,21 @@ level: str
 def max_threads() -> int: ...
 def measure_fma_peak(seconds: float, threads: int) -> float: ...
 def gemm_benchmark(n: int, repeats: int) -> float: ...
+def subspace_logits(x: Any, W: Any, logits: Any, projections: Any | None, scale: float, threads: int, /) -> None: ...
+def subspace_logits_gradient(
+    x: Any,
+    W: Any,
+    projections: Any,
+    upstream: Any,
+    d_x: Any,
+    d_W: Any,
+    scale: float,
+    columns: bool,
+    wants_x: bool,
+    wants_W: bool,
+    threads: int,
+    /,
+) -> None: ...
 def spd_logdet(
     A: Any, logdet: Any, info: Any | None, inverse: Any | None, implicit_identity: bool, threads: int, /
 ) -> None: ...

@@ -43,7 +43,9 @@ class Op:
     gradient:   (*tensors, *parameters) -> what `backward` needs, in differentiable torch operations
     backward:   (upstream of the first output, saved, tensors, parameters, scaled) -> gradient of each tensor, where
                 scaled(upstream, saved array, tensor) is the product of the first two in the tensor's type
+    selective:  backward also takes, last, which tensors need a gradient; it gives None or anything for the others
     saves:      which inputs' shapes the saved arrays have; empty: backward needs the first output itself
+    saved_shapes: as shapes, of the saved arrays, where they have no input's shape; saves then only counts them
     public:     the function that users call, for error messages; empty: the name
     factors:    whether the composite factors matrices, for which it may have a CUDA kernel
     cuda_kernel, cuda_serves: as kernel, with the stream's handle for the threads; whether it can take these arguments
@@ -58,7 +60,9 @@ class Op:
     composite: Callable[..., Any]
     gradient: Callable[..., Any] = not_differentiable
     backward: Callable[..., Any] = not_differentiable
+    selective: bool = False
     saves: tuple[int, ...] = (0,)
+    saved_shapes: Callable[..., Sequence[tuple[int, ...]]] | None = None
     public: str = ""
     factors: bool = False
     cuda_kernel: Callable[..., None] | None = None
@@ -67,6 +71,12 @@ class Op:
     @property
     def differentiable(self) -> bool:
         return self.backward is not not_differentiable
+
+    def shapes_of_saved(self, *args: Any) -> Sequence[tuple[int, ...] | None]:
+        """None: of an array that does not apply, because its input is absent."""
+        if self.saved_shapes is not None:
+            return self.saved_shapes(*args)
+        return [None if args[i] is None else tuple(args[i].shape) for i in self.saves]
 
     @property
     def op(self) -> Any:
