@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -49,11 +50,14 @@ def samples(dtype: torch.dtype, shapes: list[Any] = SHAPES) -> list[Sample]:
         W = normal(seed + 90, *own, classes, *core, dtype=dtype, scale=max(n, 1) ** -0.5)
         made.append(Sample(name, {"x": x, "W": W, "scale": 1.5, "layout": layout}))
     if shapes is not SHAPES:
-        return made
-    x = normal(1, 5, dtype=dtype)
+        return [replace(s, arguments=s.arguments | {"normalize": i == 1}) for i, s in enumerate(made)]
+    x, W = normal(1, 5, dtype=dtype), normal(5, 3, 6, 2, dtype=dtype)
+    x48, W48 = normal(6, 60, 48, dtype=dtype), normal(7, 9, 8, 48, dtype=dtype)
     return [
         *made,
         Sample("shared feature", {"x": x, "W": normal(2, 3, 2, 5, 2, dtype=dtype)}, summed=3),
+        Sample("normalised", {"x": normal(4, 9, 6, dtype=dtype), "W": W, "scale": 25.0, "normalize": True}),
+        Sample("normalised tiles", {"x": x48, "W": W48, "layout": "rows", "normalize": True}),
         Sample("negative scale", {"x": x, "W": normal(3, 2, 5, 2, dtype=dtype), "scale": -2.0}),
     ]
 
@@ -71,10 +75,14 @@ def degenerate() -> list[Sample]:
         "orthogonal to one vector": (axes[:2] + axes[2], torch.stack([axes[:, :2], axes[:, 1:3]])),
         "inside the subspace": (axes[:1], axes[:, :2][None].clone()),
         "a whole space": (x, axes[None].clone()),
-        "small": (1e-3 * x, bases),
+        "small": (0.1 * x, bases),
         "equal features": (x[:1].expand(3, 4).clone(), bases),
     }
-    return [Sample(name, {"x": x, "W": W, "scale": 2.0}) for name, (x, W) in points.items()]
+    return [
+        Sample(f"{name}{', normalised' * normalize}", {"x": x, "W": W, "scale": 2.0, "normalize": normalize})
+        for name, (x, W) in points.items()
+        for normalize in (False, True)
+    ]
 
 
 def bad_inputs() -> list[BadInput]:
@@ -84,15 +92,18 @@ def bad_inputs() -> list[BadInput]:
         BadInput("batch", {"W": torch.ones(2, 4, 4, 2).double()}, ValueError, "W", ("(3, 4)",)),
         BadInput("layout unknown", {"layout": "samples"}, ValueError, "layout"),
         BadInput("layout None", {"layout": None}, ValueError, "layout"),
+        BadInput("normalize None", {"normalize": None}, TypeError, "normalize"),
         BadInput("scale NaN", {"scale": float("nan")}, ValueError, "scale"),
         BadInput("scale infinite", {"scale": float("inf")}, ValueError, "scale"),
         BadInput("scale string", {"scale": "25"}, TypeError, "scale"),
     ]
 
 
-def growth(x: np.ndarray, W: np.ndarray, *, scale: float = 1.0, layout: str = "columns") -> Bounds:
+def growth(
+    x: np.ndarray, W: np.ndarray, *, scale: float = 1.0, layout: str = "columns", normalize: bool = False
+) -> Bounds:
     """With a_c = |W_c|^T |x| a projection z_c errs by eps n a_c, its length by that of the vector of errors, and its
-    direction by twice that over the length."""
+    direction by twice that over the length. The length of x has an error of n roundings, relative to itself."""
     bases = W if layout == "columns" else W.swapaxes(-1, -2)
     classes, n, k = bases.shape
     absolute, size, scale = np.abs(bases), np.abs(x), abs(scale)
@@ -101,7 +112,11 @@ def growth(x: np.ndarray, W: np.ndarray, *, scale: float = 1.0, layout: str = "c
     with np.errstate(divide="ignore", invalid="ignore"):
         directions = 2 * np.linalg.norm(errors, axis=-1) / lengths
     coefficients = scale * (1 + np.where(lengths > 0, directions, 0))[:, None] * np.ones((classes, k))
+    if normalize:
+        scale, coefficients = scale / np.linalg.norm(x), coefficients / np.linalg.norm(x)
     d_x = np.einsum("ck,cnk->n", coefficients, absolute)
+    if normalize:
+        d_x = d_x + 4 * size / np.linalg.norm(x) ** 2 * (size @ d_x)
     d_W = coefficients[:, None, :] * size[None, :, None]
     outputs = (scale * np.linalg.norm(errors, axis=-1),)
     return Bounds(n + classes * k + 4, outputs, {"x": d_x, "W": d_W if layout == "columns" else d_W.swapaxes(-1, -2)})

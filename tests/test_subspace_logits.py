@@ -29,10 +29,12 @@ def published_head(x: Tensor, weight: Tensor, classes: int, k: int) -> Tensor:
 @pytest.mark.parametrize(
     ("classes", "k", "n", "rows"), [(7, 3, 20, 9), (5, 8, 33, 70), (12, 16, 300, 20), (3, 1, 8, 4)]
 )
-def test_is_the_published_head(classes: int, k: int, n: int, rows: int) -> None:
+@pytest.mark.parametrize("inside", [False, True], ids=["normalised before", "normalize"])
+def test_is_the_published_head(classes: int, k: int, n: int, rows: int, inside: bool) -> None:
     weight, x = normal(1, classes * k, n).requires_grad_(), normal(2, rows, n).requires_grad_()
-    unit = x / x.norm(dim=-1, keepdim=True)
-    actual = subspan.subspace_logits(unit, weight.view(classes, k, n), scale=25.0, layout="rows")
+    features = x if inside else x / x.norm(dim=-1, keepdim=True)
+    W = weight.view(classes, k, n)
+    actual = subspan.subspace_logits(features, W, scale=25.0, layout="rows", normalize=inside)
     expected = published_head(x, weight, classes, k)
     torch.testing.assert_close(actual, expected, rtol=1e-13, atol=1e-13)
     upstream = normal(3, rows, classes)
@@ -126,7 +128,7 @@ def test_gradient_is_zero_where_the_projection_is(name: str, dtype: torch.dtype)
         torch.testing.assert_close(kernel, wanted)
     second = torch.autograd.grad(sum(g.square().sum() for g in gradients), [x, W])
     assert all(derivative.isfinite().all() for derivative in second)
-    lengths = composite.subspace_logits(x, W.mT, 3.0)[0]
+    lengths = composite.subspace_logits(x, W.mT, 3.0, False)[0]
     for gradient, wanted in zip(torch.autograd.grad(lengths, [x, W], upstream), expected, strict=True):
         torch.testing.assert_close(gradient, wanted)
 
@@ -142,7 +144,7 @@ def test_no_length_of_float32_overflows_or_vanishes(size: float) -> None:
     scaled = (x.double() * size).float().requires_grad_()
     expected = torch.einsum("bn,cnk->bck", scaled.detach().double(), W.double()).norm(dim=-1)
     d_expected = torch.autograd.grad(subspan.subspace_logits(x.requires_grad_(), W).sum(), x)[0]
-    for logits in (subspan.subspace_logits(scaled, W), composite.subspace_logits(scaled, W.mT, 1.0)[0]):
+    for logits in (subspan.subspace_logits(scaled, W), composite.subspace_logits(scaled, W.mT, 1.0, False)[0]):
         assert logits.isfinite().all()
         torch.testing.assert_close(logits.detach().double(), expected, rtol=1e-5, atol=1e-43)
         (d_x,) = torch.autograd.grad(logits.sum(), scaled)
@@ -207,7 +209,7 @@ def test_only_the_gradient_asked_for_is_computed(monkeypatch: pytest.MonkeyPatch
 def test_compiled_functions_check_their_arrays() -> None:
     x, W = np.ones((4, 5)), np.ones((3, 2, 5))
     logits, z = np.empty((4, 3)), np.empty((6, 4))
-    _native.cpu.subspace_logits(x, W, logits, z, 1.0, 1)
+    _native.cpu.subspace_logits(x, W, logits, z, 1.0, False, 1)
     np.testing.assert_allclose(logits, 5 * math.sqrt(2))
     for arguments in [
         (x, W[:, :, :4], logits, z),
@@ -217,9 +219,9 @@ def test_compiled_functions_check_their_arrays() -> None:
         (x, W, logits.astype(np.float32), z),
     ]:
         with pytest.raises(ValueError, match=r"^subspace_logits: "):
-            _native.cpu.subspace_logits(*arguments, 1.0, 1)
+            _native.cpu.subspace_logits(*arguments, 1.0, False, 1)
     d_x, d_W, nothing = np.empty((4, 5)), np.empty((3, 2, 5)), np.empty(0)
-    _native.cpu.subspace_logits_gradient(x, W, z, logits, d_x, nothing, 1.0, False, True, False, 1)
+    _native.cpu.subspace_logits_gradient(x, W, z, logits, d_x, nothing, 1.0, False, False, True, False, 1)
     for arguments in [(z[:4], logits, d_x, d_W), (z, logits.T, d_x, d_W), (z, logits, d_x, nothing)]:
         with pytest.raises(ValueError, match=r"^subspace_logits: "):
-            _native.cpu.subspace_logits_gradient(x, W, *arguments, 1.0, False, True, True, 1)
+            _native.cpu.subspace_logits_gradient(x, W, *arguments, 1.0, False, False, True, True, 1)

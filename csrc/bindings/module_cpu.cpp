@@ -20,22 +20,22 @@ namespace {
 constexpr Device kDevice = Device::cpu;
 
 void bind_angles(py::module_& m) {
-  m.def("subspace_logits",
-        [](py::handle x, py::handle W, py::handle logits, py::handle projections, double scale, int threads) {
-          constexpr const char* op = "subspace_logits";
-          const ArrayArg rows(x, op, "x"), bases(W, op, "W"), out(logits, op, "logits");
-          const OptionalArrayArg z(projections, op, "projections");
-          check_subspace_logits(rows.view(), bases.view(), out.view(), z.view(), kDevice);
-          py::gil_scoped_release unlocked;
-          subspace_logits_cpu(rows.view(), bases.view(), out.view(), z.view(), scale, threads);
-        });
+  m.def("subspace_logits", [](py::handle x, py::handle W, py::handle logits, py::handle projections, double scale,
+                              bool normalize, int threads) {
+    constexpr const char* op = "subspace_logits";
+    const ArrayArg rows(x, op, "x"), bases(W, op, "W"), out(logits, op, "logits");
+    const OptionalArrayArg z(projections, op, "projections");
+    check_subspace_logits(rows.view(), bases.view(), out.view(), z.view(), kDevice);
+    py::gil_scoped_release unlocked;
+    subspace_logits_cpu(rows.view(), bases.view(), out.view(), z.view(), {scale, normalize}, threads);
+  });
   m.def("subspace_logits_gradient",
         [](py::handle x, py::handle W, py::handle projections, py::handle upstream, py::handle d_x, py::handle d_W,
-           double scale, bool columns, bool wants_x, bool wants_W, int threads) {
+           double scale, bool normalize, bool columns, bool wants_x, bool wants_W, int threads) {
           constexpr const char* op = "subspace_logits";
           const ArrayArg rows(x, op, "x"), bases(W, op, "W"), z(projections, op, "projections"),
               g(upstream, op, "upstream"), dx(d_x, op, "d_x"), dw(d_W, op, "d_W");
-          const SubspaceGradientParameters parameters{scale, columns, wants_x, wants_W};
+          const SubspaceGradientParameters parameters{{scale, normalize}, columns, wants_x, wants_W};
           check_subspace_logits_gradient(rows.view(), bases.view(), z.view(), g.view(), dx.view(), dw.view(),
                                          parameters, kDevice);
           py::gil_scoped_release unlocked;

@@ -8,7 +8,9 @@ level: str
 def max_threads() -> int: ...
 def measure_fma_peak(seconds: float, threads: int) -> float: ...
 def gemm_benchmark(n: int, repeats: int) -> float: ...
-def subspace_logits(x: Any, W: Any, logits: Any, projections: Any | None, scale: float, threads: int, /) -> None: ...
+def subspace_logits(
+    x: Any, W: Any, logits: Any, projections: Any | None, scale: float, normalize: bool, threads: int, /
+) -> None: ...
 def subspace_logits_gradient(
     x: Any,
     W: Any,
@@ -17,6 +19,7 @@ def subspace_logits_gradient(
     d_x: Any,
     d_W: Any,
     scale: float,
+    normalize: bool,
     columns: bool,
     wants_x: bool,
     wants_W: bool,

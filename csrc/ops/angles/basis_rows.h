@@ -92,4 +92,7 @@ inline void add_squares(const T* projection, index_t lanes, double* sums) {
   }
 }
 
+// 1 / ||x|| from the square of the length, and 0 for a length of 0.
+inline double inverse_length(double square) { return square == 0 ? 0 : 1 / std::sqrt(square); }
+
 }  // namespace subspan

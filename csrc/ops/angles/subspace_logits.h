@@ -1,6 +1,8 @@
 // subspace_logits: scale ||W_c x||_2 of every row x and every class c, the length of its projection on the span of
-// the rows of W_c where these are orthonormal. With z = W_c x and u = scale g z / ||z|| for the upstream gradient g,
-//   d_x = sum_c W_c^T u_c,   d_W_c = u_c x^T summed over rows,   u = 0 where z = 0.
+// the rows of W_c where these are orthonormal; with `normalize` divided by ||x||, and 0 where x = 0.
+// With z = W_c x and u = scale g z / ||z|| for the upstream gradient g, 0 where z = 0, the gradients are
+//   d_x = y = sum_c W_c^T u_c,   d_W_c = u_c x^T summed over rows;
+// normalised, u is divided by ||x|| too and d_x = y - x <x, y> / ||x||^2.
 //   x (*batch, m, n), W (*batch, classes, k, n), any strides, half types too; logits (*batch, m, classes) packed.
 //   projections (*batch, classes * k, m) packed: z, only where a gradient will be asked for.
 //   upstream (*batch, m, classes) any strides; d_x (*batch, m, n) packed; d_W (*batch, classes, k, n) packed or, with
@@ -11,8 +13,12 @@
 
 namespace subspan {
 
-struct SubspaceGradientParameters {
+struct SubspaceParameters {
   double scale = 1;
+  bool normalize = false;
+};
+
+struct SubspaceGradientParameters : SubspaceParameters {
   bool columns = false, wants_x = true, wants_W = true;
 };
 
@@ -56,7 +62,7 @@ inline void check_subspace_logits_gradient(const TensorView& x, const TensorView
 }
 
 void subspace_logits_cpu(const TensorView& x, const TensorView& W, const TensorView& logits,
-                         const TensorView* projections, double scale, int threads);
+                         const TensorView* projections, const SubspaceParameters& parameters, int threads);
 
 void subspace_logits_gradient_cpu(const TensorView& x, const TensorView& W, const TensorView& projections,
                                   const TensorView& upstream, const TensorView& d_x, const TensorView& d_W,

@@ -15,13 +15,14 @@ constexpr index_t kBasisBytes = index_t{256} << 10;  // of bases that stay in ca
 template <class T>
 class Item {
  public:
-  Item(const TensorView& x, const TensorView& W, index_t item, T* logits, T* projections, double scale)
+  Item(const TensorView& x, const TensorView& W, index_t item, T* logits, T* projections,
+       const SubspaceParameters& parameters)
       : basis_(W, item),
         x_(batch_item(x, 2, item), x.dtype, x.step(-2), x.step(-1)),
         rows_(x.size(-2)),
         logits_(logits),
         projections_(projections),
-        scale_(scale) {}
+        parameters_(parameters) {}
 
   void run(int threads) {
     const index_t length = std::max<index_t>(basis_.length(), 1), bytes = length * index_t{sizeof(T)};
@@ -39,6 +40,7 @@ class Item {
     T* copies = workspace.take<T>(block_rows * length * threads);
     index_t* offsets = workspace.take<index_t>(block_rows * threads);
     T* totals = workspace.take<T>(kTileRows * width_ * threads);
+    if (parameters_.normalize) inverse_ = workspace.take<double>(panels * width_);
     double* squares = workspace.take<double>(block_ * width_ * threads);
     parallel_team(threads, [&](Team team) {
       const index_t rank_of = team.rank();
@@ -50,7 +52,9 @@ class Item {
         const index_t count = std::min(strip, rows_ - first);
         for (index_t p = team.rank(); p * width_ < count; p += team.size()) {
           const Panels<T> panel{packed.panel(p), length, width_};
-          pack_rows(x_, first + p * width_, std::min(width_, count - p * width_), 0, basis_.length(), panel);
+          const index_t lanes = std::min(width_, count - p * width_);
+          pack_rows(x_, first + p * width_, lanes, 0, basis_.length(), panel);
+          if (inverse_) measure(panel, lanes, inverse_ + p * width_);
         }
         team.barrier();
         for (index_t c = begin; c < end; c += block_) project(c, std::min(end, c + block_), first, count, packed, own);
@@ -68,6 +72,13 @@ class Item {
     T* totals;        // a tile of projections
     double* squares;  // of every class of the block, and every lane of the panel
   };
+
+  // The inverse lengths of the rows of x in a panel.
+  void measure(const Panels<T>& panel, index_t lanes, double* inverse) const {
+    std::fill_n(inverse, lanes, 0.0);
+    for (index_t k = 0; k < basis_.length(); ++k) add_squares(panel.at(k, 0), lanes, inverse);
+    for (index_t lane = 0; lane < lanes; ++lane) inverse[lane] = inverse_length(inverse[lane]);
+  }
 
   // The classes first_class ... end_class against a strip of x.
   void project(index_t first_class, index_t end_class, index_t first, index_t count, const Panels<T>& packed,
@@ -93,7 +104,7 @@ class Item {
           finish_tile(row, std::min<index_t>(kTileRows, end - row), first_class, first + p * width_, lanes, own);
         }
       });
-      finish_panel(first_class, end_class, first + p * width_, lanes, own);
+      finish_panel(first_class, end_class, first, p, lanes, own);
     }
   }
 
@@ -124,13 +135,14 @@ class Item {
     }
   }
 
-  [[gnu::noinline]] void finish_panel(index_t first_class, index_t end_class, index_t first, index_t lanes,
+  [[gnu::noinline]] void finish_panel(index_t first_class, index_t end_class, index_t first, index_t p, index_t lanes,
                                       const Member& own) const {
     const index_t classes = end_class - first_class;
-    for (index_t i = 0; i < classes * width_; ++i) own.squares[i] = scale_ * std::sqrt(own.squares[i]);
+    for (index_t i = 0; i < classes * width_; ++i) own.squares[i] = parameters_.scale * std::sqrt(own.squares[i]);
     for (index_t lane = 0; lane < lanes; ++lane) {
-      T* to = logits_ + (first + lane) * basis_.classes() + first_class;
-      for (index_t c = 0; c < classes; ++c) to[c] = static_cast<T>(own.squares[c * width_ + lane]);
+      T* to = logits_ + (first + p * width_ + lane) * basis_.classes() + first_class;
+      const double factor = inverse_ ? inverse_[p * width_ + lane] : 1;
+      for (index_t c = 0; c < classes; ++c) to[c] = static_cast<T>(own.squares[c * width_ + lane] * factor);
     }
   }
 
@@ -138,13 +150,14 @@ class Item {
   Rows<T> x_;
   index_t rows_, width_ = 0, block_ = 1;
   T *logits_, *projections_;
-  double scale_;
+  double* inverse_ = nullptr;  // lengths of the rows of a strip, where they are divided out
+  SubspaceParameters parameters_;
 };
 
 }  // namespace
 
 void subspace_logits_cpu(const TensorView& x, const TensorView& W, const TensorView& logits,
-                         const TensorView* projections, double scale, int threads) {
+                         const TensorView* projections, const SubspaceParameters& parameters, int threads) {
   if (logits.numel() == 0) return;
   dispatch_float(logits.dtype, "subspace_logits", [&](auto tag) {
     using T = typename decltype(tag)::type;
@@ -152,7 +165,7 @@ void subspace_logits_cpu(const TensorView& x, const TensorView& W, const TensorV
     const double flops = 2 * static_cast<double>(rows * classes) * static_cast<double>(rank * (x.size(-1) + 1));
     const auto run = [&](index_t item, int team) {
       T* z = projections ? projections->ptr<T>() + item * rows * classes * rank : nullptr;
-      Item<T>(x, W, item, logits.ptr<T>() + item * rows * classes, z, scale).run(team);
+      Item<T>(x, W, item, logits.ptr<T>() + item * rows * classes, z, parameters).run(team);
     };
     if (items >= threads) {
       parallel_for(items, useful_threads(static_cast<double>(items) * flops, threads),

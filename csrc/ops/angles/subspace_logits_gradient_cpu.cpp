@@ -50,6 +50,19 @@ struct RightOperand {
   index_t step = 0;
 };
 
+// <x, y> in double, in one order for every number of threads.
+template <class T>
+double inner_product(const T* x, const T* y, index_t length) {
+  double sums[kLanes<T>] = {}, total = 0;
+  index_t j = 0;
+  for (; j + kLanes<T> <= length; j += kLanes<T>) {
+    for (int i = 0; i < kLanes<T>; ++i) sums[i] += static_cast<double>(x[j + i]) * static_cast<double>(y[j + i]);
+  }
+  for (; j < length; ++j) total += static_cast<double>(x[j]) * static_cast<double>(y[j]);
+  for (double sum : sums) total += sum;
+  return total;
+}
+
 // One batch item: strips of rows of x, in them chunks of whole classes. The coefficients u of a chunk are computed once
 // and are the left operand of both gradients.
 template <class T>
@@ -82,7 +95,8 @@ class Item {
     T* coefficients[2] = {workspace.take<T>(tiles * width_), workspace.take<T>(tiles * width_)};
     T* bases[2] = {nullptr, nullptr};
     for (T*& copy : bases) copy = workspace.take<T>(d_x_ && !basis_in_place_ ? chunk * padded : 0);
-    T* x_copy = workspace.take<T>(d_W_ && !x_in_place_.data ? strip * padded : 0);
+    T* x_copy = workspace.take<T>(x_in_place_.data ? 0 : strip * padded);
+    double* inverse = parameters_.normalize ? workspace.take<double>(strip) : nullptr;
     double* factors = workspace.take<double>(width_ * threads);
     T* scratch = workspace.take<T>(width_ * threads);
     index_t* offsets = workspace.take<index_t>(chunk * threads);
@@ -92,10 +106,17 @@ class Item {
       for (index_t first = 0; first < rows_; first += strip) {
         const index_t count = std::min(strip, rows_ - first);
         const RightOperand<T> x = strip_of_x(first, count, x_copy, padded, team);
+        if (inverse) {
+          for_own_rows(count, team, [&](index_t row) {
+            const T* from = x.data + row * x.step;
+            inverse[row] = inverse_length(inner_product(from, from, basis_.length()));
+          });
+          team.barrier();
+        }
         for (index_t c = 0; c < basis_.classes(); c += classes, turn ^= 1) {
           const index_t end = std::min(basis_.classes(), c + classes), begin = c * rank, size = (end - c) * rank;
           for (index_t i = c + team.rank(); i < end; i += team.size()) {
-            fill_coefficients(i, first, count, coefficients[turn] + (i - c) * rank * width_, own);
+            fill_coefficients(i, first, count, inverse, coefficients[turn] + (i - c) * rank * width_, own);
           }
           const RightOperand<T> basis = chunk_of_basis(begin, size, bases[turn], padded, own, team);
           team.barrier();
@@ -103,7 +124,12 @@ class Item {
           if (d_W_) multiply_x(u, begin, size, x, count, first > 0, team);
           if (d_x_) multiply_basis(u, size, basis, first, count, c > 0, team);
         }
-        team.barrier();  // before x is copied again
+        team.barrier();  // the strip is done, and x may be copied again
+        if (inverse && d_x_) {
+          for_own_rows(count, team, [&](index_t row) {
+            remove_component(x.data + row * x.step, inverse[row], d_x_ + (first + row) * basis_.length());
+          });
+        }
       }
     });
   }
@@ -116,7 +142,7 @@ class Item {
   };
 
   RightOperand<T> strip_of_x(index_t first, index_t count, T* copy, index_t step, Team team) const {
-    if (!d_W_) return {};
+    if (!d_W_ && !parameters_.normalize) return {};
     if (x_in_place_.data) return {x_in_place_.data + first * x_in_place_.step, x_in_place_.step};
     copy_rows(x_, first, count, copy, step, team);
     return {copy, step};
@@ -136,13 +162,27 @@ class Item {
     return {copy, step};
   }
 
-  // Rows dealt to the team, filled up to whole vectors with zeros.
+  // body(row) for this member's rows, the same ones in every pass over a strip.
+  template <class Body>
+  static void for_own_rows(index_t count, Team team, Body&& body) {
+    for (index_t row = team.rank(); row < count; row += team.size()) body(row);
+  }
+
+  // Rows filled up to whole vectors with zeros.
   void copy_rows(const Rows<T>& rows, index_t first, index_t count, T* copy, index_t step, Team team) const {
-    for (index_t row = team.rank(); row < count; row += team.size()) {
+    for_own_rows(count, team, [&](index_t row) {
       T* to = copy + row * step;
       const T* from = rows.read(first + row, 0, basis_.length(), to);
       if (from != to) std::copy_n(from, basis_.length(), to);
       std::fill(to + basis_.length(), to + step, T(0));
+    });
+  }
+
+  // y -= x <x, y> / ||x||^2: a length does not change along x.
+  void remove_component(const T* x, double inverse, T* y) const {
+    const double along = inner_product(x, y, basis_.length()) * inverse * inverse;
+    for (index_t j = 0; j < basis_.length(); ++j) {
+      y[j] = static_cast<T>(static_cast<double>(y[j]) - static_cast<double>(x[j]) * along);
     }
   }
 
@@ -164,16 +204,18 @@ class Item {
     }
   }
 
-  // u_c = scale g_c z_c / ||z_c|| of one class and a strip of rows; the lanes beyond it are zero.
-  void fill_coefficients(index_t c, index_t first, index_t count, T* u, const Member& own) const {
+  // u_c = scale g_c z_c / ||z_c||, times `inverse` where given, of one class and a strip of rows; the lanes beyond it
+  // are zero.
+  void fill_coefficients(index_t c, index_t first, index_t count, const double* inverse, T* u,
+                         const Member& own) const {
     std::fill_n(own.factors, width_, 0.0);
     for (index_t i = 0; i < basis_.rank(); ++i) {
       add_squares(projections_.read(c * basis_.rank() + i, first, count, own.scratch), count, own.factors);
     }
     const T* g = upstream_ + first * upstream_row_ + c * upstream_class_;
     for (index_t r = 0; r < count; ++r) {
-      const double norm = std::sqrt(own.factors[r]);
-      own.factors[r] = norm == 0 ? 0 : parameters_.scale * static_cast<double>(g[r * upstream_row_]) / norm;
+      const double factor = parameters_.scale * (inverse ? inverse[r] : 1) * inverse_length(own.factors[r]);
+      own.factors[r] = factor == 0 ? 0 : factor * static_cast<double>(g[r * upstream_row_]);
     }
     for (index_t i = 0; i < basis_.rank(); ++i, u += width_) {
       const T* z = projections_.read(c * basis_.rank() + i, first, count, own.scratch);

@@ -6,33 +6,52 @@ import torch
 from torch import Tensor
 
 from .. import _route
-from .factor import result_dtype, without_autocast
+from .factor import factor_dtype, result_dtype, without_autocast
 
 
 @without_autocast
-def subspace_logits(x: Tensor, W: Tensor, scale: float) -> tuple[Tensor]:
-    """scale ||W_c x|| for rows x (*batch, m, n) and W (*batch, classes, k, n)."""
+def subspace_logits(x: Tensor, W: Tensor, scale: float, normalize: bool) -> tuple[Tensor]:
+    """scale ||W_c x|| for rows x (*batch, m, n) and W (*batch, classes, k, n), with normalize over ||x||."""
     compute = result_dtype(x)
-    z = _together(W.to(compute)) @ x.to(compute).mT
+    rows = (x * _inverse_lengths(x)).to(compute) if normalize else x.to(compute)
+    z = _together(W.to(compute)) @ rows.mT
     lengths, _ = _lengths_and_directions(_by_class(z, W))
     return ((scale * lengths).mT,)
 
 
 @without_autocast
-def projections(x: Tensor, W: Tensor, scale: float) -> tuple[Tensor]:
+def projections(x: Tensor, W: Tensor, scale: float, normalize: bool) -> tuple[Tensor]:
     """W_c x of all classes, (*batch, classes * k, m)."""
     compute = result_dtype(x)
     return (_product(_together(W.to(compute)), x.to(compute)),)
 
 
 @without_autocast
-def subspace_logits_gradient(x: Tensor, W: Tensor, z: Tensor, upstream: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """d_x = sum_c W_c^T u_c and d_W_c = u_c x^T with u_c = scale g_c z_c / ||z_c||, which is 0 where z_c = 0."""
+def subspace_logits_gradient(
+    x: Tensor, W: Tensor, z: Tensor, upstream: Tensor, scale: float, normalize: bool
+) -> tuple[Tensor, Tensor]:
+    """d_x = y = sum_c W_c^T u_c and d_W_c = u_c x^T with u_c = scale g_c z_c / ||z_c||, which is 0 where z_c = 0; with
+    normalize u_c is divided by ||x|| and d_x = y - x <x, y> / ||x||^2."""
     _, directions = _lengths_and_directions(_by_class(z, W))
-    coefficients = _together(scale * upstream.mT[..., None, :] * directions)
     compute = result_dtype(x)
+    weights = scale * upstream
+    inverse = _inverse_lengths(x) if normalize else None
+    if inverse is not None:
+        weights = (weights * inverse).to(compute)
+    coefficients = _together(weights.mT[..., None, :] * directions)
     d_x = _product(coefficients.mT, _together(W.to(compute)).mT)
-    return d_x, _by_class(_product(coefficients, x.to(compute).mT), W)
+    d_W = _by_class(_product(coefficients, x.to(compute).mT), W)
+    if inverse is not None:
+        unit = x * inverse
+        d_x = (d_x - unit * (unit * d_x).sum(-1, keepdim=True)).to(compute)
+    return d_x, d_W
+
+
+def _inverse_lengths(x: Tensor) -> Tensor:
+    """1 / ||x|| of every row, and 0, with derivatives of 0, for a row of zeros."""
+    squares = x.to(factor_dtype(x)).square().sum(-1, keepdim=True)
+    none = squares == 0
+    return torch.where(none, 0, torch.where(none, 1, squares).rsqrt())
 
 
 def _product(A: Tensor, B: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import _check
-from ..composite.factor import factor_dtype, result_dtype
+from ..composite.factor import result_dtype
 from ..ops.dense import affine_product
 from ..ops.subspace_logits import subspace_logits
 
@@ -14,7 +14,7 @@ _LAYOUTS = {"columns": 0, "rows": 1}
 
 
 class GrassmannLinear(torch.nn.Module):
-    r"""Classifier whose classes are subspaces: :func:`subspan.subspace_logits` of normalised features.
+    r"""Classifier whose classes are subspaces: :func:`subspan.subspace_logits` with ``normalize``.
 
     .. math:: \ell_c = \text{scale} \cdot \left\lVert W_c^\top \frac{x}{\lVert x \rVert} \right\rVert
 
@@ -94,8 +94,7 @@ class GrassmannLinear(torch.nn.Module):
         _check.matrix("GrassmannLinear", "x", x, least=1)
         if x.shape[-1] != self.in_features:
             raise ValueError(f"GrassmannLinear: x: expected (*batch, {self.in_features}), got shape {tuple(x.shape)}")
-        features = _unit(x) if self.normalize else x
-        logits: Tensor = subspace_logits(features, self.subspaces(), scale=self.scale)
+        logits: Tensor = subspace_logits(x, self.subspaces(), scale=self.scale, normalize=self.normalize)
         return logits
 
     def extra_repr(self) -> str:
@@ -159,12 +158,3 @@ def _gram(rows: Tensor) -> Tensor:
     """Inner products of rows, which autocast does not lower."""
     gram: Tensor = affine_product(rows, rows.view_as(rows))  # a compiler wants two arguments to be two tensors
     return gram
-
-
-def _unit(x: Tensor) -> Tensor:
-    """x / ||x||, and 0, with derivatives of 0, where x is."""
-    wide = x.to(factor_dtype(x))
-    squares = wide.square().sum(-1, keepdim=True)
-    none = squares == 0
-    inverse = torch.where(none, 0, torch.where(none, 1, squares).rsqrt())
-    return (wide * inverse).to(result_dtype(x))

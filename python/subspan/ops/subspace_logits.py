@@ -24,27 +24,25 @@ _subspace_logits_gradient = _route.register(
     _route.Op(
         name="subspace_logits_gradient",
         inputs=(("x", 2), ("W", 3), ("projections", 2), ("upstream", 2)),
-        schema="float scale, bool columns, bool wants_x, bool wants_W",
+        schema="float scale, bool normalize, bool columns, bool wants_x, bool wants_W",
         outputs=("compute", "compute"),
-        shapes=lambda x, W, projections, upstream, scale, columns, wants_x, wants_W: (
+        shapes=lambda x, W, projections, upstream, scale, normalize, columns, wants_x, wants_W: (
             _nothing_or(tuple(x.shape), x.shape[:-2], wants_x),
             _nothing_or(
                 (*W.shape[:-2], W.shape[-1], W.shape[-2]) if columns else tuple(W.shape), x.shape[:-2], wants_W
             ),
         ),
         kernel=_native.cpu.subspace_logits_gradient,
-        composite=lambda x, W, projections, upstream, scale, columns, *_: _composite_gradient(
-            x, W, projections, upstream, scale, columns
-        ),
+        composite=lambda *args: _composite_gradient(*args),
         saves=(),
         public="subspace_logits",
     )
 )
 
 
-def _composite_gradient(x: Any, W: Any, projections: Any, upstream: Any, scale: float, columns: bool) -> Any:
-    d_x, d_W = composite.subspace_logits_gradient(x, W, projections, upstream, scale)
-    return d_x, d_W.mT if columns else d_W
+def _composite_gradient(x: Any, W: Any, z: Any, upstream: Any, scale: float, normalize: bool, *kind: bool) -> Any:
+    d_x, d_W = composite.subspace_logits_gradient(x, W, z, upstream, scale, normalize)
+    return d_x, d_W.mT if kind[0] else d_W
 
 
 def _backward(g: Any, saved: Any, tensors: Any, parameters: Any, scaled: Any, needed: tuple[bool, bool]) -> Any:
@@ -65,26 +63,26 @@ _subspace_logits = _route.register(
     _route.Op(
         name="subspace_logits",
         inputs=(("x", 2), ("W", 3)),
-        schema="float scale",
+        schema="float scale, bool normalize",
         outputs=("compute",),
-        shapes=lambda x, W, _: ((*x.shape[:-1], W.shape[-3]),),
+        shapes=lambda x, W, *_: ((*x.shape[:-1], W.shape[-3]),),
         kernel=_native.cpu.subspace_logits,
         composite=lambda *args: composite.subspace_logits(*args),
         gradient=lambda *args: composite.projections(*args),
         backward=_backward,
         selective=True,
-        saved_shapes=lambda x, W, _: ((*x.shape[:-2], W.shape[-3] * W.shape[-2], x.shape[-2]),),
+        saved_shapes=lambda x, W, *_: ((*x.shape[:-2], W.shape[-3] * W.shape[-2], x.shape[-2]),),
     )
 )
 
 
-def subspace_logits(x: Any, W: Any, *, scale: float = 1.0, layout: str = "columns") -> Any:
+def subspace_logits(x: Any, W: Any, *, scale: float = 1.0, layout: str = "columns", normalize: bool = False) -> Any:
     r"""Length of the projection of features on the subspace of each class, times a scale.
 
     .. math:: \ell_c = \text{scale} \cdot \lVert W_c^\top x \rVert_2
 
-    With orthonormal columns in W_c and a feature of length 1 that is the scaled cosine of the angle between the feature
-    and the subspace; the columns are taken as they are.
+    With orthonormal columns in W_c that is the length of a projection and, with ``normalize``, divided by ||x||, the
+    cosine of the angle between the feature and the subspace. The columns are taken as they are.
 
     Args:
         x: (\*batch, n), features; float64, float32, float16 or bfloat16, any strides. torch, NumPy or CuPy.
@@ -93,6 +91,7 @@ def subspace_logits(x: Any, W: Any, *, scale: float = 1.0, layout: str = "column
         scale: finite number.
         layout: "columns", or "rows" for W (\*batch, classes, k, n). Both are read in place. GCR's weight
             (classes k, n) is ``weight.view(classes, k, n)`` in the layout "rows".
+        normalize: divide by the length of x. A feature of zeros has logits 0.
 
     Returns:
         (\*batch, classes), float64 for float64 x and float32 otherwise.
@@ -108,13 +107,13 @@ def subspace_logits(x: Any, W: Any, *, scale: float = 1.0, layout: str = "column
 
     Gradient:
         With z_c = W_c^T x and u_c = scale g_c z_c / ||z_c|| for the upstream gradient g: to x, sum_c W_c u_c; to W_c,
-        x u_c^T; 4 m n classes k flops, half of them where only one is asked for. z is saved, m classes k numbers. Where
-        z_c = 0 the length has a kink: the gradient is 0 there, one of its subgradients, and second derivatives are 0.
+        x u_c^T; 4 m n classes k flops, half of them where only one is asked for. With ``normalize`` u_c is divided by
+        ||x|| and the part along x is taken out of the gradient to x. z is saved, m classes k numbers. Where z_c = 0 the
+        length has a kink: the gradient is 0 there, one of its subgradients, and second derivatives are 0.
 
     Source:
-        Wang, Li, Zhang 2023, Get the Best of Both Worlds (Grassmann class representation, GCR), whose head with
-        normalised x and scale 25 is ``subspan.nn.GrassmannLinear``; the head in ``gcr/grassmann_head.py`` of
-        innerlee/GCR.
+        Wang, Li, Zhang 2023, Get the Best of Both Worlds (Grassmann class representation, GCR); with ``normalize`` and
+        scale 25 the head in ``gcr/grassmann_head.py`` of innerlee/GCR, as a module ``subspan.nn.GrassmannLinear``.
 
     >>> import numpy as np, subspan
     >>> W = np.stack([np.eye(3)[:, :2], np.eye(3)[:, 1:]])  # the planes of the first and of the last two axes
@@ -128,6 +127,7 @@ def subspace_logits(x: Any, W: Any, *, scale: float = 1.0, layout: str = "column
     _check.matrix(op, "W", W, least=3)
     scale = _check.number(op, "scale", scale)
     rows = _check.choice(op, "layout", layout, _LAYOUTS)
+    _check.flag(op, "normalize", normalize)
     if not rows:
         W = W.mT if _check.is_torch(W) else W.swapaxes(-1, -2)
     features = x.shape[-1]
@@ -144,4 +144,4 @@ def subspace_logits(x: Any, W: Any, *, scale: float = 1.0, layout: str = "column
     items = batch[:shared]
     x = _check.expand(x, (*batch, features)).reshape((*items, math.prod(batch[shared:]), features))
     W = _check.expand(W.reshape((*own[:shared], *W.shape[-3:])), (*items, *W.shape[-3:]))
-    return _subspace_logits(1, x, W, scale)[0].reshape((*batch, W.shape[-3]))
+    return _subspace_logits(1, x, W, scale, normalize)[0].reshape((*batch, W.shape[-3]))
