@@ -127,7 +127,7 @@ def row(function: Any, growth: Any, variant: str = "", degenerate_at: Any = dege
         degenerate=lambda: degenerate_at(**options),
         growth=growth,
         bad_inputs=bad_inputs,
-        tall=True,
+        core_shapes=lambda rows, columns: dict.fromkeys("AB", (rows, min(rows, columns))),
     )
 
 

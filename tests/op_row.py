@@ -67,7 +67,7 @@ class Op:
     square: bool = False  # matrices must be square, symmetric and positive definite
     columns_are_rows: tuple[str, ...] = ()  # matrices with a column for every row of the first array
     square_of_columns: tuple[str, ...] = ()  # matrices as large as the first array has columns, both ways
-    tall: bool = False  # matrices with at most as many columns as rows
+    core_shapes: Callable[[int, int], dict[str, tuple[int, ...]]] | None = None  # of arrays that are no such matrices
     nonnegative: tuple[str, ...] = ()  # arguments of which negative values are refused
     minus_infinity: tuple[str, ...] = ()  # arguments of which -inf is a value like any other
     infinity: tuple[str, ...] = ()  # arguments of which infinities of both signs are

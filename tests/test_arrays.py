@@ -187,7 +187,7 @@ def kernel_calls(op: Op) -> list[Call]:
         tensors, parameters = [None if t is None else t.detach() for t in args[:arity]], args[arity:]
         shapes = zip(row.shapes(*args), row.outputs, strict=True)
         outputs = [torch.zeros(s, dtype=torch.int32 if kind == "int32" else torch.float32) for s, kind in shapes]
-        saved = [None if args[i] is None else torch.zeros(args[i].shape) for i in row.saves]
+        saved = [None if shape is None else torch.zeros(shape) for shape in row.shapes_of_saved(*args)]
         calls.append((row.kernel, [*tensors, *outputs, *saved, *parameters, 2]))
         calls.append((row.kernel, [*tensors, *outputs, *(None,) * len(saved), *parameters, 2]))
     return calls

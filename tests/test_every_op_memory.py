@@ -51,7 +51,7 @@ def transposed(t: torch.Tensor) -> torch.Tensor:
 
 
 def stepped(t: torch.Tensor) -> torch.Tensor:
-    return embedded(t, order=tuple(range(t.ndim)), steps=(2, 3, 1, 2)[: t.ndim], lead=1)
+    return embedded(t, order=tuple(range(t.ndim)), steps=(2, 3, 1, 2, 1)[: t.ndim], lead=1)
 
 
 def column_stepped(t: torch.Tensor) -> torch.Tensor:
@@ -164,7 +164,6 @@ def resized(op: Op, arguments: Arguments, batch: tuple[int, ...], rows: int, col
     """Other values of other shapes: matrices become rows x columns (square ones columns x columns, made definite),
     vectors get one entry per row."""
     generator = torch.Generator().manual_seed(seed)
-    columns = min(rows, columns) if op.tall else columns
 
     def change(tensor: torch.Tensor) -> torch.Tensor:
         vector = op.arrays[name] == 1
@@ -173,6 +172,8 @@ def resized(op: Op, arguments: Arguments, batch: tuple[int, ...], rows: int, col
             shape = (*batch, tensor.shape[-2], rows)
         if name in op.square_of_columns:
             shape = (*batch, columns, columns)
+        if op.core_shapes is not None:
+            shape = (*batch, *op.core_shapes(rows, columns)[name])
         if not tensor.is_floating_point():
             return torch.randint(0, int(tensor.max()) + 1, shape, generator=generator)
         values = torch.randn(shape, generator=generator, dtype=torch.float64)

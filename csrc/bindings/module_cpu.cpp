@@ -8,6 +8,7 @@
 #include "ops/angles/small_eigh.h"
 #include "ops/angles/small_svd.h"
 #include "ops/angles/subspace_angles.h"
+#include "ops/angles/subspace_logits.h"
 #include "ops/coding_rate/class_coding_rates.h"
 #include "ops/coding_rate/coding_rate.h"
 #include "ops/coding_rate/covariance_contrast.h"
@@ -93,6 +94,28 @@ void bind_subspace_angles(py::module_& m) {
     py::gil_scoped_release unlocked;
     subspace_angles_gradient_cpu(a.view(), b.view(), g.view(), da.view(), db.view(), parameters, threads);
   });
+  m.def("subspace_logits", [](py::handle x, py::handle W, py::handle logits, py::handle projections, double scale,
+                              bool normalize, int threads) {
+    constexpr const char* op = "subspace_logits";
+    const ArrayArg rows(x, op, "x"), bases(W, op, "W"), out(logits, op, "logits");
+    const OptionalArrayArg z(projections, op, "projections");
+    check_subspace_logits(rows.view(), bases.view(), out.view(), z.view(), kDevice);
+    py::gil_scoped_release unlocked;
+    subspace_logits_cpu(rows.view(), bases.view(), out.view(), z.view(), {scale, normalize}, threads);
+  });
+  m.def("subspace_logits_gradient",
+        [](py::handle x, py::handle W, py::handle projections, py::handle upstream, py::handle d_x, py::handle d_W,
+           double scale, bool normalize, bool columns, bool wants_x, bool wants_W, int threads) {
+          constexpr const char* op = "subspace_logits";
+          const ArrayArg rows(x, op, "x"), bases(W, op, "W"), z(projections, op, "projections"),
+              g(upstream, op, "upstream"), dx(d_x, op, "d_x"), dw(d_W, op, "d_W");
+          const SubspaceGradientParameters parameters{{scale, normalize}, columns, wants_x, wants_W};
+          check_subspace_logits_gradient(rows.view(), bases.view(), z.view(), g.view(), dx.view(), dw.view(),
+                                         parameters, kDevice);
+          py::gil_scoped_release unlocked;
+          subspace_logits_gradient_cpu(rows.view(), bases.view(), z.view(), g.view(), dx.view(), dw.view(), parameters,
+                                       threads);
+        });
 }
 
 void bind_coding_rate(py::module_& m) {

@@ -57,10 +57,12 @@ index_t panel_elements(index_t depth, index_t columns) {
   return panel_count<T>(columns) * panel_width<T>(columns) * depth;
 }
 
-// sums[i][v] = sum_k left[k][i] * right[k][lanes of v], rows `left_step` and `right_step` apart.
+// sums[i][v] = sum_k left[k][i] * right[k][lanes of v]; rows are `left_step` and `right_step` apart, entries of a left
+// row `left_entry`: an operand of any strides is read where it lies.
 template <int Vectors, class T>
-[[gnu::always_inline]] inline void multiply_tile(const T* left, index_t left_step, const T* right, index_t right_step,
-                                                 index_t depth, Vec<T> (&sums)[kTileRows][Vectors]) {
+[[gnu::always_inline]] inline void multiply_strided_tile(const T* left, index_t left_entry, index_t left_step,
+                                                         const T* right, index_t right_step, index_t depth,
+                                                         Vec<T> (&sums)[kTileRows][Vectors]) {
 #pragma GCC unroll 8
   for (int i = 0; i < kTileRows; ++i) {
 #pragma GCC unroll 3
@@ -72,13 +74,20 @@ template <int Vectors, class T>
     for (int v = 0; v < Vectors; ++v) row[v] = load(right + v * kLanes<T>);
 #pragma GCC unroll 8
     for (int i = 0; i < kTileRows; ++i) {
-      const Vec<T> entry = broadcast(left[i]);
+      const Vec<T> entry = broadcast(left[i * left_entry]);
 #pragma GCC unroll 3
       for (int v = 0; v < Vectors; ++v) sums[i][v] += entry * row[v];
     }
     left += left_step;
     right += right_step;
   }
+}
+
+// As above from panels: the entries of a left row are neighbours.
+template <int Vectors, class T>
+[[gnu::always_inline]] inline void multiply_tile(const T* left, index_t left_step, const T* right, index_t right_step,
+                                                 index_t depth, Vec<T> (&sums)[kTileRows][Vectors]) {
+  multiply_strided_tile<Vectors>(left, 1, left_step, right, right_step, depth, sums);
 }
 
 // Calls body(integral_constant<int, vectors>) for a run-time number of vectors, 1 ... kTileVectors.

@@ -7,6 +7,7 @@ from .ops.covariance_contrast import covariance_contrast
 from .ops.dense import ista
 from .ops.sinkhorn import sinkhorn
 from .ops.small_matrices import small_eigh, small_svd, small_svdvals
+from .ops.subspace_logits import subspace_logits
 
 __version__ = "0.1.0"
 
@@ -36,4 +37,5 @@ __all__ = [
     "spd_logdet",
     "subspace_distance",
     "subspace_similarity",
+    "subspace_logits",
 ]

@@ -77,17 +77,18 @@ def floating(op: str, name: str, array: Any) -> None:
         raise TypeError(f"{op}: {name}: expected float64, float32, float16 or bfloat16, got {array.dtype}")
 
 
-def matrix(op: str, name: str, array: Any) -> None:
-    """A floating point array of at least two dimensions."""
+def matrix(op: str, name: str, array: Any, least: int = 2) -> None:
+    """A floating point array of at least two dimensions, or as many as are said."""
     # The usual case at the price of four comparisons; whatever fails it is looked at one property at a time.
     kind = type(array)
-    usual = kind in _USUAL and array.dtype in COMPUTE_DTYPE and 2 <= array.ndim <= MAX_DIMS
+    usual = kind in _USUAL and array.dtype in COMPUTE_DTYPE and least <= array.ndim <= MAX_DIMS
     if usual and (kind is np.ndarray or array.layout is _STRIDED):
         return
     array_like(op, name, array)
     floating(op, name, array)
-    if array.ndim < 2:
-        raise ValueError(f"{op}: {name}: expected at least 2 dimensions, got shape {tuple(array.shape)}")
+    if array.ndim < least:
+        plural = "s" if least > 1 else ""
+        raise ValueError(f"{op}: {name}: expected at least {least} dimension{plural}, got shape {tuple(array.shape)}")
     if array.ndim > MAX_DIMS:
         raise ValueError(f"{op}: {name}: expected at most {MAX_DIMS} dimensions, got {array.ndim}")
 

@@ -45,6 +45,21 @@ def subspace_angles_gradient(
     padded: bool,
     orthonormal: bool,
     rank_tol: float,
+def subspace_logits(
+    x: Any, W: Any, logits: Any, projections: Any | None, scale: float, normalize: bool, threads: int, /
+) -> None: ...
+def subspace_logits_gradient(
+    x: Any,
+    W: Any,
+    projections: Any,
+    upstream: Any,
+    d_x: Any,
+    d_W: Any,
+    scale: float,
+    normalize: bool,
+    columns: bool,
+    wants_x: bool,
+    wants_W: bool,
     threads: int,
     /,
 ) -> None: ...

@@ -47,6 +47,8 @@ class Op:
                 it differentiates further where there is no `gradient`
     graded:     how many leading outputs carry gradients, all of them wanted in every call; where there are several,
                 backward gets a tuple of upstreams, None where none came
+    selective:  backward also takes, last, which tensors need a gradient; it gives None or anything for the others
+    saved_shapes: as shapes, of the saved arrays, where they have no input's shape; saves then only counts them
     public:     the function that users call, for error messages; empty: the name
     factors:    whether the composite factors matrices, for which it may have a CUDA kernel
     cuda_kernel, cuda_serves: as kernel, with the stream's handle for the threads; whether it can take these arguments
@@ -61,8 +63,10 @@ class Op:
     composite: Callable[..., Any]
     gradient: Callable[..., Any] = not_differentiable
     backward: Callable[..., Any] = not_differentiable
+    selective: bool = False
     saves: tuple[int, ...] = (0,)
     graded: int = 1
+    saved_shapes: Callable[..., Sequence[tuple[int, ...]]] | None = None
     public: str = ""
     factors: bool = False
     cuda_kernel: Callable[..., None] | None = None
@@ -71,6 +75,12 @@ class Op:
     @property
     def differentiable(self) -> bool:
         return self.backward is not not_differentiable
+
+    def shapes_of_saved(self, *args: Any) -> Sequence[tuple[int, ...] | None]:
+        """None: of an array that does not apply, because its input is absent."""
+        if self.saved_shapes is not None:
+            return self.saved_shapes(*args)
+        return [None if args[i] is None else tuple(args[i].shape) for i in self.saves]
 
     @property
     def repeats_gradient(self) -> bool:

@@ -129,7 +129,7 @@ def _run_kernel_saving(op: Op, wanted: int, args: tuple[Any, ...]) -> tuple[tupl
         [first.new_empty(shapes[i], dtype=compute if kinds[i] == "compute" else torch.int32) for i in range(wanted)]
     )
     saved = tuple(
-        [None if (t := tensors[i]) is None else first.new_empty(tuple(t.shape), dtype=compute) for i in op.saves]
+        [None if shape is None else first.new_empty(shape, dtype=compute) for shape in op.shapes_of_saved(*args)]
     )
     results = (*outputs, *(None,) * (len(op.outputs) - wanted), *saved)
     if first.is_cuda:
@@ -164,7 +164,7 @@ def _fake_kernel(op: Op) -> Callable[..., Any]:
             for shape, kind in zip(op.shapes(*args), op.outputs, strict=True)
         ]
         nothing = (*first.shape[: first.ndim - op.inputs[0][1]], 0)
-        saved = [first.new_empty(nothing if args[i] is None else args[i].shape, dtype=compute) for i in op.saves]
+        saved = [first.new_empty(nothing if s is None else s, dtype=compute) for s in op.shapes_of_saved(*args)]
         return tuple(outputs + saved)
 
     return fake
@@ -193,7 +193,8 @@ def _define(op: Op) -> None:
 def _gradient_rule(op: Op) -> tuple[Callable[..., None], Callable[..., Any]]:
     # Dynamo traces these functions: they close over functions and numbers, not over the Op.
     arity, n_outputs, fused = len(op.inputs), len(op.outputs), bool(op.saves)
-    gradient, apply_upstream, graded, repeats = op.gradient, op.backward, op.graded, op.repeats_gradient
+    gradient, apply_upstream, selective = op.gradient, op.backward, op.selective
+    graded, repeats = op.graded, op.repeats_gradient
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         results = output if isinstance(output, tuple) else (output,)
@@ -210,7 +211,9 @@ def _gradient_rule(op: Op) -> tuple[Callable[..., None], Callable[..., Any]]:
         tensors, saved = stored[:arity], stored[arity:]
         if repeats and torch.is_grad_enabled():  # the gradient will be differentiated: say it in such operations
             saved = gradient(*tensors, *ctx.parameters)
-        gradients = apply_upstream(upstream[0] if graded == 1 else upstream, saved, tensors, ctx.parameters, _scaled)
+        needed = (tuple(ctx.needs_input_grad[:arity]),) if selective else ()
+        own = upstream[0] if graded == 1 else upstream
+        gradients = apply_upstream(own, saved, tensors, ctx.parameters, _scaled, *needed)
         return _needed(ctx, gradients) + (None,) * len(ctx.parameters)
 
     return setup_context, backward
@@ -263,7 +266,9 @@ def _eager_function(op: Op) -> Any:
             saved, ctx.saved, scaled = ctx.saved, None, _scaled_in_place
             if saved is None:
                 saved = _run_kernel_saving(op, len(op.outputs), (*tensors, *ctx.parameters))[1]
-        gradients = op.backward(upstream[0] if graded == 1 else upstream, saved, tensors, ctx.parameters, scaled)
+        needed = (ctx.needs_input_grad[1 : 1 + arity],) if op.selective else ()
+        own = upstream[0] if graded == 1 else upstream
+        gradients = op.backward(own, saved, tensors, ctx.parameters, scaled, *needed)
         return (None, *gradients, *nothing)
 
     members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}

@@ -2,6 +2,7 @@
 
 from .coding_rate import MaximalCodingRateReduction, TotalCodingRate
 from .crate import ISTA, CRATEBlock, SubspaceAttention, layer_coding_rate
+from .grassmann import GrassmannLinear, SubspaceOrthogonalityLoss
 from .membership_loss import MLCLoss
 from .self_supervised import BarlowLoss, EMPSSLLoss, SimDINOExpansion, TiCoLoss
 
@@ -10,10 +11,12 @@ __all__ = [
     "BarlowLoss",
     "CRATEBlock",
     "EMPSSLLoss",
+    "GrassmannLinear",
     "MLCLoss",
     "MaximalCodingRateReduction",
     "SimDINOExpansion",
     "SubspaceAttention",
+    "SubspaceOrthogonalityLoss",
     "TiCoLoss",
     "TotalCodingRate",
     "layer_coding_rate",
