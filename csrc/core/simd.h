@@ -76,6 +76,16 @@ inline double square_root(double v) { return std::sqrt(v); }
 template <class T>
 using Mask = decltype(Vec<T>{} < Vec<T>{});
 
+// Whether a mask holds in any lane.
+template <class T>
+inline bool any(const Mask<T>& mask) {
+  std::int64_t words[kVectorBytes / 8];
+  std::memcpy(words, &mask, sizeof words);
+  std::int64_t all = 0;
+  for (std::int64_t word : words) all |= word;
+  return all != 0;
+}
+
 namespace detail {
 // One step of Newton's method for 1 / sqrt(v) doubles the digits of `estimate`.
 template <class T>
