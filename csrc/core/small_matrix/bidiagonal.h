@@ -14,6 +14,15 @@ namespace bidiagonal {
 // Columns taken together in a pass: the vectors u, z and w are then read once for all of them.
 constexpr int kTogether = 4;
 
+constexpr index_t kFirstCache = 40000;  // bytes that stay near the core between passes
+
+// How many lane groups of matrices of `size` entries a reduction should be given, of at most `most`, a power of two.
+template <class T>
+index_t groups_together(index_t size, index_t most) {
+  while (most > 1 && size * most * kVectorBytes > kFirstCache) most /= 2;
+  return most;
+}
+
 // A reflection whose vector is shorter than the root of this, beside a largest entry of the matrix of at least 1, is
 // left out: its square could underflow, and what it would clear away is far below rounding errors.
 template <class T>
@@ -34,15 +43,22 @@ struct Reflection {
   }
 };
 
-// What a step hands to its pass: all vectors indexed by row.
+// What a step hands to its pass: vectors indexed by row.
 template <class T>
 struct Step {
   const Vec<T>* u;  // of the reflection from the left, from row `first` on
   Vec<T> factor;    // its factor
-  const Vec<T>* z;  // the reflection held back is A - z v^T
+  const Vec<T>* z;  // the reflection held back takes z v^T off the matrix
   Vec<T> product;   // u . z
-  Vec<T>* w;        // becomes A x, where x is row `first`; rows below `first`
+  Vec<T>* w;        // becomes A x of the rows below `first`, where x is row `first` of the result A
   index_t first, rows;
+};
+
+// The reflection of a row that is held back: v is that row with `offset` added to its first entry.
+template <class T>
+struct Held {
+  Vec<T> factor, offset;
+  Vec<T>*z, *w, *v;
 };
 
 // u . columns for `Columns` columns, `stride` apart.
@@ -69,8 +85,8 @@ template <int Columns, class T>
   for (int c = 0; c < Columns; ++c) sums[c] += odd[c];
 }
 
-// The pass over `Columns` columns; v and x hold their entries of the rows.
-template <int Columns, class T>
+// The pass over `Columns` columns; v and x hold their entries of the rows. kAhead brings the next columns nearer.
+template <int Columns, bool kAhead, class T>
 [[gnu::always_inline]] inline void pass_columns(const Step<T>& step, Vec<T>* columns, const Vec<T>* v, Vec<T>* x) {
   const index_t rows = step.rows, first = step.first;
   Vec<T> sums[Columns], along[Columns], row[Columns];
@@ -86,6 +102,7 @@ template <int Columns, class T>
     Vec<T> w = step.w[i];
 #pragma GCC unroll 4
     for (int c = 0; c < Columns; ++c) {
+      if (kAhead) __builtin_prefetch(columns + (c + Columns) * rows + i, 1);
       const Vec<T> entry = columns[c * rows + i] - z * along[c] - u * sums[c];
       columns[c * rows + i] = entry;
       w += entry * row[c];
@@ -138,56 +155,93 @@ void reduce_to_triangle(Vec<T>* x, index_t rows, index_t count) {
   }
 }
 
+// Brings column k up to date and reflects it.
+template <class T>
+[[gnu::always_inline]] inline Step<T> reflect_column(Vec<T>* x, index_t rows, index_t k, Held<T>& held,
+                                                     Vec<T>& square) {
+  Vec<T>*u = x + k * rows, *z = held.z, *w = held.w;
+  const Vec<T> along = held.v[k] + held.offset, factor = held.factor, offset = held.offset;
+  Vec<T> rest[2] = {}, product[2] = {};
+  const auto update = [&](index_t i) {  // z = factor A v, of which w has what the row itself contributes
+    z[i] = factor * (w[i] + offset * u[i]);
+    w[i] = Vec<T>{};
+    return u[i] -= z[i] * along;
+  };
+  const auto add = [&](index_t i, int part) {
+    const Vec<T> entry = update(i);
+    rest[part] += entry * entry;
+    product[part] += entry * z[i];
+  };
+  const Vec<T> first = update(k);
+  held.v[k] = along;
+  index_t i = k + 1;
+  for (; i + 2 <= rows; i += 2) add(i, 0), add(i + 1, 1);
+  if (i < rows) add(i, 0);
+  rest[0] += rest[1];
+  square = first * first + rest[0];
+  const Reflection<T> reflection(first, rest[0], square);
+  u[k] = first + reflection.offset;
+  return {u, reflection.factor, z, product[0] + product[1] + u[k] * z[k], w, k, rows};
+}
+
+// Of a row v, entries `first` ... count - 1.
+template <class T>
+[[gnu::always_inline]] inline void reflect_row(index_t first, index_t count, Held<T>& held, Vec<T>& square) {
+  Vec<T> rest[4] = {};
+  index_t c = first + 1;
+  for (; c + 4 <= count; c += 4) {
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) rest[j] += held.v[c + j] * held.v[c + j];
+  }
+  for (; c < count; ++c) rest[0] += held.v[c] * held.v[c];
+  const Vec<T> front = first < count ? held.v[first] : Vec<T>{};
+  const Vec<T> across = (rest[0] + rest[1]) + (rest[2] + rest[3]);
+  square = front * front + across;
+  const Reflection<T> reflection(front, across, square);
+  held.factor = reflection.factor;
+  held.offset = reflection.offset;
+}
+
 }  // namespace bidiagonal
 
-// Matrices of kLanes lanes, `count` columns and `rows` >= count rows, entry (r, c) at x[c * rows + r], the largest
-// between 1 and 2 in absolute value or all zero, have the singular values of an upper bidiagonal matrix: the squares of
-// its diagonal become q[i * step], those beside it e[i * step], i < count; the last of e is zero. x is destroyed.
+// `groups` times kLanes matrices of `count` columns and `rows` >= count rows, one after another, entry (r, c) at
+// x[c * rows + r], the largest between 1 and 2 in absolute value or all zero. They have the singular values of upper
+// bidiagonal matrices: for group g, the squares of the diagonal become q[i * step + g], those beside it e[i * step +
+// g], i < count, the last of which is zero. x is destroyed.
 template <class T>
-void bidiagonalize_interleaved(Vec<T>* x, index_t rows, index_t count, Vec<T>* q, Vec<T>* e, index_t step) {
+void bidiagonalize_interleaved(Vec<T>* x, index_t rows, index_t count, index_t groups, Vec<T>* q, Vec<T>* e,
+                               index_t step) {
   using namespace bidiagonal;
+  const index_t apart = rows * count;
   if (3 * rows >= 5 * count && count > 1) {  // then R costs less than it saves
-    reduce_to_triangle<T>(x, rows, count);
+    for (index_t g = 0; g < groups; ++g) reduce_to_triangle<T>(x + g * apart, rows, count);
     rows = count;
   }
+  const bool beyond_cache = rows * count * groups * kVectorBytes > kFirstCache;
   Workspace workspace;
-  Vec<T>* z = workspace.take<Vec<T>>(rows);
-  Vec<T>* w = workspace.take<Vec<T>>(rows);
-  Vec<T>* v = workspace.take<Vec<T>>(count);
-  for (index_t i = 0; i < rows; ++i) z[i] = w[i] = Vec<T>{};
-  for (index_t c = 0; c < count; ++c) v[c] = Vec<T>{};
-  Vec<T> factor{}, offset{};  // of the reflection held back, whose v is the row with `offset` added in front
-  for (index_t k = 0; k < count; ++k) {
-    Vec<T>* u = x + k * rows;
-    v[k] += offset;
-    // z = factor A v, of which w has the part without the offset; then column k is brought up to date.
-    Vec<T> rest{}, product{};
-    const auto update = [&, along = v[k]](index_t i) {
-      const Vec<T> entry = u[i];
-      z[i] = factor * (w[i] + offset * entry);
-      w[i] = Vec<T>{};
-      return u[i] = entry - z[i] * along;
-    };
-    const Vec<T> first = update(k);
-    for (index_t i = k + 1; i < rows; ++i) {
-      const Vec<T> entry = update(i);
-      rest += entry * entry;
-      product += entry * z[i];
+  Held<T>* held = workspace.take<Held<T>>(groups);
+  Step<T>* steps = workspace.take<Step<T>>(groups);
+  for (index_t g = 0; g < groups; ++g) {
+    Vec<T>* zeros = workspace.take<Vec<T>>(2 * rows + count);
+    for (index_t i = 0; i < 2 * rows + count; ++i) zeros[i] = Vec<T>{};
+    held[g] = {Vec<T>{}, Vec<T>{}, zeros, zeros + rows, zeros + 2 * rows};
+  }
+  for (index_t k = 0; k < count; ++k) {  // groups wait for their quotients and roots together
+    for (index_t g = 0; g < groups; ++g) steps[g] = reflect_column<T>(x + g * apart, rows, k, held[g], q[k * step + g]);
+    for (index_t g = 0; g < groups; ++g) {
+      Vec<T>*v = held[g].v, *matrix = x + g * apart;
+      const Step<T> now = steps[g];
+      if (beyond_cache) {
+        by_columns(k + 1, count, [&](auto columns, index_t c) __attribute__((always_inline)) {
+          pass_columns<columns.value, true, T>(now, matrix + c * rows, v + c, v + c);
+        });
+      } else {
+        by_columns(k + 1, count, [&](auto columns, index_t c) __attribute__((always_inline)) {
+          pass_columns<columns.value, false, T>(now, matrix + c * rows, v + c, v + c);
+        });
+      }
     }
-    const Vec<T> square = first * first + rest;
-    q[k * step] = square;
-    const Reflection<T> left(first, rest, square);
-    u[k] = first + left.offset;
-    const Step<T> next{u, left.factor, z, product + u[k] * z[k], w, k, rows};
-    by_columns(k + 1, count,
-               [&](auto columns, index_t c) { pass_columns<columns.value, T>(next, x + c * rows, v + c, v + c); });
-    Vec<T> across{};
-    for (index_t c = k + 2; c < count; ++c) across += v[c] * v[c];
-    const Vec<T> front = k + 1 < count ? v[k + 1] : Vec<T>{};
-    e[k * step] = front * front + across;
-    const Reflection<T> right(front, across, e[k * step]);
-    factor = right.factor;
-    offset = right.offset;
+    for (index_t g = 0; g < groups; ++g) reflect_row<T>(k + 1, count, held[g], e[k * step + g]);
   }
 }
 

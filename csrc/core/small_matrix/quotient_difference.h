@@ -22,7 +22,7 @@ enum class Judged { kPlain, kRoots };
 
 namespace qd {
 
-constexpr int kGroups = 2;  // vectors of lanes treated together: one's quotients hide the other's
+constexpr int kGroups = 4;  // vectors of lanes treated together: their quotients overlap
 
 template <class T>
 struct Constant {
@@ -30,9 +30,13 @@ struct Constant {
   static constexpr T kEpsilon = std::numeric_limits<T>::epsilon();
   static constexpr T kTolerance = kEpsilon / 2;
   static constexpr T kSafe = 1 - 16 * kEpsilon;                   // of a bound that is exact but for rounding
-  static constexpr T kFront = kFloat ? T(0x1p60) : T(0x1p200);    // a power of two: dividing by it is exact
-  static constexpr T kLeast = kFloat ? T(0x1p-70) : T(0x1p-400);  // smaller pivots are zero
-  static constexpr T kUnit = kFloat ? T(0x1p-23) : T(1);          // of S1, lest S2 overflow
+  static constexpr T kLeast = kFloat ? T(0x1p-62) : T(0x1p-400);  // smaller pivots are zero
+  static constexpr T kUnit = kFloat ? T(0x1p-8) : T(1);           // of S1, lest S2 overflow
+  // The entry in front of a lane's. As a power of two it leaves the quotients and products with it exact, and what it
+  // adds to S1 and S2 is less than half a unit in the last place of what the first proper entry does.
+  static constexpr T kFront = kFloat ? T(0x1p55) : T(0x1p200);
+  // Its coupling, which stays from one such entry to the next and is negligible before a proper one.
+  static constexpr T kFrontCoupling = 1;
 };
 
 // What a lane knows about itself between transforms.
@@ -44,7 +48,7 @@ struct State {
   Vec<T> total, error;  // the shifts so far, and what rounding took from their sum
   Vec<T> left;          // eigenvalues not yet found
   Mask<T> removed;      // eigenvalues found: as many huge entries are in front
-  Mask<T> moves;        // of the lane's entries by one in the next transform
+  Mask<T> moves;        // lanes whose entries move up by one in the next transform
 };
 
 // What a transform has seen.
@@ -52,22 +56,35 @@ template <class T>
 struct Seen {
   Vec<T> least;                  // the smallest pivot
   Vec<T> last, coupling;         // the last pivot, and what couples it to the others
-  Vec<T> first, second;          // S1 and S2
+  Vec<T> first, second;          // S1 and S2, in units of kUnit and its square
   Vec<T> first_but, second_but;  // without the last entry
-  Mask<T> alone;                 // minus the number of entries coupled to none, but for the last entry
+  Vec<T> loosest;                // zero if an entry other than the last is coupled to none
 };
 
-// The pivots q and couplings e of both groups, [entry][group].
+// The pivots q and couplings e of all groups, [entry][group].
 template <class T>
 struct Entries {
   Vec<T>*q, *e;
 
+  // With one more in front, which a transform needs for itself.
   static Entries take(index_t count, Workspace& workspace) {
-    // One more in front, which a transform may read and write without a meaning.
-    return {workspace.take<Vec<T>>((count + 1) * kGroups) + kGroups,
-            workspace.take<Vec<T>>((count + 1) * kGroups) + kGroups};
+    Vec<T>* q = workspace.take<Vec<T>>((count + 1) * kGroups);
+    Vec<T>* e = workspace.take<Vec<T>>((count + 1) * kGroups);
+    return {q + kGroups, e + kGroups};
+  }
+  // Fills a group that is not there with what is not computed on.
+  void leave_out(index_t group, index_t count) const {
+    for (index_t i = 0; i < count; ++i) {
+      q[i * kGroups + group] = broadcast(std::numeric_limits<T>::quiet_NaN());
+      e[i * kGroups + group] = Vec<T>{};
+    }
   }
 };
+
+template <class T>
+inline Mask<T> everywhere(index_t value) {
+  return Mask<T>{} + static_cast<decltype(Mask<T>{}[0] + 0)>(value);
+}
 
 template <class T>
 inline Vec<T> larger(Vec<T> a, Vec<T> b) {
@@ -83,76 +100,63 @@ template <class T>
 void transform(const Entries<T>& from, const Entries<T>& to, index_t begin, index_t count, const State<T>* states,
                Seen<T>* seen) {
   using K = Constant<T>;
-  Vec<T> q_before[kGroups], e_before[kGroups], e_last[kGroups], pivot[kGroups], inverse[kGroups], least[kGroups];
-  Vec<T> term[kGroups], slope[kGroups], bend[kGroups], first[kGroups], second[kGroups];
-  Mask<T> apart[kGroups], alone[kGroups];
+  // After the entry in front the running quantities are those of nothing.
+  Vec<T> pivot[kGroups], inverse[kGroups], e_before[kGroups], kept_before[kGroups], least[kGroups], loosest[kGroups];
+  Vec<T> slope[kGroups], term[kGroups], bend[kGroups], first[kGroups], squares[kGroups], bends[kGroups];
   for (int g = 0; g < kGroups; ++g) {
-    const State<T>& state = states[g];
-    const Mask<T> front = state.removed + state.moves >= Mask<T>{} + static_cast<decltype(Mask<T>{}[0] + 0)>(begin);
-    q_before[g] = front ? broadcast(K::kFront) : from.q[(begin - 1) * kGroups + g];
-    e_before[g] = front ? Vec<T>{} : from.e[(begin - 1) * kGroups + g];
-    e_last[g] = Vec<T>{};
+    // Where entries move up, the one that becomes the first was at begin - 1, if none but the last to leave was there.
+    Vec<T>&q = from.q[(begin - 1) * kGroups + g], &e = from.e[(begin - 1) * kGroups + g];
+    const Mask<T> front = states[g].removed + states[g].moves >= everywhere<T>(begin);
+    q = front ? broadcast(K::kFront) : q;
+    e = front ? broadcast(K::kFrontCoupling) : e;
     pivot[g] = least[g] = broadcast(K::kFront);
     inverse[g] = broadcast(1 / K::kFront);
-    term[g] = bend[g] = first[g] = second[g] = Vec<T>{};
+    e_before[g] = kept_before[g] = loosest[g] = broadcast(K::kFrontCoupling);
     slope[g] = broadcast(K::kUnit);
-    apart[g] = Vec<T>{} == 0;
-    alone[g] = Mask<T>{} + 1;  // what is in front of them all does not count
+    term[g] = bend[g] = first[g] = squares[g] = bends[g] = Vec<T>{};
   }
-  // Up to the new pivot: returns the coupling before it.
-  const auto advance = [&](index_t i, int g, auto last) [[gnu::always_inline]] {
+  const auto advance = [&](index_t i, int g, auto last) __attribute__((always_inline)) {
     const State<T>& state = states[g];
-    const Vec<T> q_here = from.q[i * kGroups + g], e_here = from.e[i * kGroups + g];
-    const Vec<T> q = state.moves ? q_before[g] : q_here, e = state.moves ? e_before[g] : e_here;
-    q_before[g] = q_here;
-    e_before[g] = e_here;
-    const Vec<T> ratio = q * inverse[g];
-    const Vec<T> coupling = e_last[g] * ratio;
-    e_last[g] = e;
+    const index_t here = i * kGroups + g, before = here - kGroups;
+    const Vec<T> q = state.moves ? from.q[before] : from.q[here], e = state.moves ? from.e[before] : from.e[here];
+    const Vec<T> ratio = q * inverse[g], coupling = e_before[g] * ratio;
     Vec<T> d = pivot[g] * ratio - state.shift;
-    if (last.value) d += e;  // the coupling to an entry that has left
+    if (last.value) d += e;  // the coupling to the entry that has left
     least[g] = smaller<T>(least[g], d);
-    d = larger<T>(d, broadcast(K::kLeast));
-    const Mask<T> zero = coupling <= state.negligible;
-    const Vec<T> kept = zero ? Vec<T>{} : coupling;
-    alone[g] += zero & apart[g];
-    apart[g] = zero;
-    // Derivatives of the pivot by the shift: -slope and, of the slope, bend.
+    pivot[g] = larger<T>(broadcast(K::kLeast), d);
+    const Vec<T> whole = last.value ? pivot[g] : pivot[g] + e;
+    const Vec<T> kept = coupling > state.negligible ? coupling : Vec<T>{};
+    loosest[g] = smaller<T>(loosest[g], kept_before[g] + kept);
+    // The derivative of the pivot by the shift is -slope, that of slope is 2 bend.
     const Vec<T> r = kept * inverse[g];
-    bend[g] = r * (2 * term[g] * slope[g] + bend[g]);
+    bend[g] = r * (term[g] * slope[g] + bend[g]);
     slope[g] = r * slope[g] + K::kUnit;
-    pivot[g] = d;
-    const Vec<T> whole = last.value ? d : d + e;
     inverse[g] = 1 / whole;
-    to.q[i * kGroups + g] = whole;
-    to.e[(i - 1) * kGroups + g] = last.value ? coupling : kept;
-    return coupling;
-  };
-  const auto sum = [&](index_t i, int g) [[gnu::always_inline]] {
-    const Mask<T> present = Mask<T>{} + static_cast<decltype(Mask<T>{}[0] + 0)>(i) >= states[g].removed;
-    term[g] = present ? slope[g] * inverse[g] : Vec<T>{};
+    term[g] = slope[g] * inverse[g];
     first[g] += term[g];
-    second[g] += term[g] * term[g] + bend[g] * inverse[g];
+    squares[g] += term[g] * term[g];
+    bends[g] += bend[g] * inverse[g];
+    to.q[here] = whole;
+    to.e[before] = last.value ? coupling : kept;
+    e_before[g] = e;
+    kept_before[g] = kept;
+    return coupling;
   };
   for (index_t i = begin; i < count - 1; ++i) {
 #pragma GCC unroll 4
-    for (int g = 0; g < kGroups; ++g) {
-      advance(i, g, std::false_type{});
-      sum(i, g);
-    }
+    for (int g = 0; g < kGroups; ++g) advance(i, g, std::false_type{});
   }
 #pragma GCC unroll 4
   for (int g = 0; g < kGroups; ++g) {
     seen[g].first_but = first[g];
-    seen[g].second_but = second[g];
+    seen[g].second_but = squares[g] + 2 * bends[g];
     seen[g].coupling = advance(count - 1, g, std::true_type{});
-    sum(count - 1, g);
     to.e[(count - 1) * kGroups + g] = Vec<T>{};
     seen[g].last = pivot[g];
     seen[g].least = least[g];
     seen[g].first = first[g];
-    seen[g].second = second[g];
-    seen[g].alone = alone[g];
+    seen[g].second = squares[g] + 2 * bends[g];
+    seen[g].loosest = loosest[g];
   }
 }
 
@@ -162,6 +166,17 @@ template <class T>
 inline Vec<T> laguerre(Vec<T> count, Vec<T> first, Vec<T> second) {
   const Vec<T> spread = (count - 1) * (count * second - first * first);
   return Constant<T>::kUnit * Constant<T>::kSafe * count / (first + square_root(larger<T>(spread, Vec<T>{})));
+}
+
+// to[rows[lane] * kGroups][lane] = from[lane] for every lane.
+template <class T>
+inline void put(Vec<T>* to, Mask<T> rows, Vec<T> from) {
+  decltype(Mask<T>{}[0] + 0) row[kLanes<T>];
+  T value[kLanes<T>];
+  std::memcpy(row, &rows, sizeof row);
+  store(value, from);
+  T* entries = reinterpret_cast<T*>(to);
+  for (int lane = 0; lane < kLanes<T>; ++lane) entries[row[lane] * (kGroups * kLanes<T>)+lane] = value[lane];
 }
 
 // Takes lane `lane`'s entries that are coupled to none out of the middle.
@@ -183,7 +198,7 @@ void take_out(const Entries<T>& entries, index_t count, State<T>& state, int gro
   }
   for (index_t i = begin; i < to; ++i) {
     q(i) = Constant<T>::kFront;
-    e(i) = 0;
+    e(i) = Constant<T>::kFrontCoupling;
   }
   state.left[lane] -= static_cast<T>(found - begin);
   state.removed[lane] += static_cast<decltype(state.removed[lane] + 0)>(found - begin);
@@ -217,7 +232,7 @@ template <Judged judged, class T>
 void qd_interleaved(qd::Entries<T> entries, index_t count, Vec<T>* values, Mask<T>* unsettled) {
   using namespace qd;
   using K = Constant<T>;
-  using Integer = decltype(Mask<T>{}[0] + 0);
+  const index_t most = 20 * count + 40;
   Workspace workspace;
   Entries<T> from = entries, to = Entries<T>::take(count, workspace);
   State<T> states[kGroups];
@@ -241,65 +256,55 @@ void qd_interleaved(qd::Entries<T> entries, index_t count, Vec<T>* values, Mask<
     state.negligible = K::kTolerance * K::kTolerance * largest;
     state.shift = state.total = state.error = Vec<T>{};
     state.left = finite ? broadcast(static_cast<T>(count)) : Vec<T>{};
-    state.removed = ~finite & (Mask<T>{} + static_cast<Integer>(count));
+    state.removed = ~finite & everywhere<T>(count);
     state.moves = Mask<T>{};
     unsettled[g] = finite;
   }
-  const index_t most = 20 * count + 40;
   index_t begin = 0;
-  for (index_t turn = 0; turn < most; ++turn) {
-    Mask<T> busy{};
-    for (int g = 0; g < kGroups; ++g) busy |= unsettled[g];
-    if (!any<T>(busy)) break;
+  for (index_t turn = 0; begin < count && turn < most; ++turn) {
     transform<T>(from, to, begin, count, states, seen);
-    Mask<T> rare{};
-    Mask<T> rejected[kGroups], stuck[kGroups];
+    Mask<T> rejected[kGroups], stuck[kGroups], rare{};
     for (int g = 0; g < kGroups; ++g) {
       State<T>& state = states[g];
       const Seen<T>& s = seen[g];
-      const Mask<T> active = unsettled[g];
       const Vec<T> total = state.total + state.shift, part = total - state.total;
       const Vec<T> error = state.error + ((state.total - (total - part)) + (state.shift - part));
       // Errors of an eigenvalue below `slack` are of no account.
       const Vec<T> slack = judged == Judged::kPlain
                                ? K::kTolerance / 2 * state.largest
                                : K::kTolerance / 2 * square_root(state.largest * (total + state.negligible));
-      rejected[g] = active & (s.least < -slack);
-      const Mask<T> good = active & ~rejected[g];
+      rejected[g] = unsettled[g] & (s.least < -slack);
+      const Mask<T> good = unsettled[g] & ~rejected[g];
       state.total = good ? total : state.total;
       state.error = good ? error : state.error;
       // The last pivot q, coupled by g^2 = q e to a matrix whose eigenvalues are above `bound`, is closer to an
       // eigenvalue than g and than g^2 / (bound - q), and so are the others' eigenvalues to those without it.
       const Vec<T> bound = laguerre<T>(state.left - 1, s.first_but, s.second_but);
+      const Vec<T> next = laguerre<T>(state.left, s.first, s.second);
       const Vec<T> square = s.last * s.coupling;
       const Mask<T> found =
           good & ((s.coupling <= state.negligible) | (square <= slack * slack) | (square <= slack * (bound - s.last)));
-      const Vec<T> next = laguerre<T>(state.left, s.first, s.second);
-      const Vec<T> shift = found ? bound : next;
-      const Vec<T> value = state.total + (state.error + (s.last <= 2 * K::kLeast ? Vec<T>{} : s.last));
-      const Vec<T> before = state.total + (state.error + (to.q[(count - 2) * kGroups + g] + s.coupling));
       // With the last but one the rest is done.
       const Mask<T> done = found & (state.left <= 2), both = found & (state.left == 2);
-      for (int lane = 0; lane < kLanes<T>; ++lane) {  // what is not found yet will be written over
-        values[static_cast<index_t>(state.removed[lane]) * kGroups + g][lane] = value[lane];
-      }
-      for (int lane = 0; any<T>(both) && lane < kLanes<T>; ++lane) {
-        if (both[lane]) values[(count - 1) * kGroups + g][lane] = before[lane];
-      }
+      const Vec<T> value = s.last <= 2 * K::kLeast ? Vec<T>{} : s.last;
+      put<T>(values + g, state.removed, state.total + (state.error + value));  // if not found yet, it is overwritten
+      Vec<T>& largest = values[(count - 1) * kGroups + g];
+      const Vec<T> rest = to.q[(count - 2) * kGroups + g] + s.coupling;
+      largest = both ? state.total + (state.error + rest) : largest;
+      const Vec<T> shift = found ? bound : next;
       state.shift = rejected[g] ? state.shift / 2 : (good & (shift > 0) & ~done) ? shift : Vec<T>{};
       state.moves = rejected[g] ? state.moves : found & ~done;
       state.removed -= found + both;
       state.left = found ? state.left - 1 : state.left;
       unsettled[g] &= ~done;
-      stuck[g] = good & ~found & (-s.alone > state.removed - static_cast<Integer>(begin));
+      stuck[g] = good & ~found & (s.loosest == 0);
       rare |= rejected[g] | stuck[g];
     }
     if (any<T>(rare)) {
       for (int g = 0; g < kGroups; ++g) {
-        for (index_t i = begin - 1; i < count; ++i) {
-          Vec<T>&q = to.q[i * kGroups + g], &e = to.e[i * kGroups + g];
-          q = rejected[g] ? from.q[i * kGroups + g] : q;
-          e = rejected[g] ? from.e[i * kGroups + g] : e;
+        for (index_t i = (begin - 1) * kGroups + g; i < count * kGroups; i += kGroups) {
+          to.q[i] = rejected[g] ? from.q[i] : to.q[i];
+          to.e[i] = rejected[g] ? from.e[i] : to.e[i];
         }
         for (int lane = 0; lane < kLanes<T>; ++lane) {
           if (stuck[g][lane]) take_out<T>(to, count, states[g], g, lane, values);
@@ -307,12 +312,12 @@ void qd_interleaved(qd::Entries<T> entries, index_t count, Vec<T>* values, Mask<
       }
     }
     std::swap(from, to);
-    const auto gone = [&] {
+    const auto all_behind = [&] {
       Mask<T> present{};
-      for (int g = 0; g < kGroups; ++g) present |= states[g].removed <= static_cast<Integer>(begin);
+      for (int g = 0; g < kGroups; ++g) present |= states[g].removed <= everywhere<T>(begin);
       return !any<T>(present);
     };
-    while (begin < count && gone()) ++begin;
+    while (begin < count && all_behind()) ++begin;
   }
   for (int g = 0; g < kGroups; ++g) {
     sort_descending<T>(values + g, count);

@@ -97,32 +97,33 @@ void decompose(const Call<T>& call, index_t index) {
 
 // Values alone, of kGroups lane groups together. The reduction to bidiagonal form reads a wide matrix transposed.
 template <class T>
-void values_alone(const Call<T>& call, index_t index) {
+void values_alone(const Call<T>& call, index_t block) {
   using qd::kGroups;
-  const index_t rank = call.rank(), length = std::max(call.rows(), call.columns());
+  const index_t rank = call.rank(), length = std::max(call.rows(), call.columns()), size = rank * length;
+  const index_t first = block * kGroups, groups = std::min<index_t>(kGroups, lane_groups<T>(call.items) - first);
+  const index_t together = bidiagonal::groups_together<T>(size, kGroups);
   Workspace workspace;
-  Vec<T>* x = workspace.take<Vec<T>>(rank * length);
+  Vec<T>* x = workspace.take<Vec<T>>(size * together);
   Vec<T>* values = workspace.take<Vec<T>>((rank + 1) * kGroups);
-  Vec<T>* found = workspace.take<Vec<T>>(rank);
+  Vec<T>* ordered = workspace.take<Vec<T>>(rank);
   const qd::Entries<T> entries = qd::Entries<T>::take(rank, workspace);
   Vec<T> power[kGroups];
   Mask<T> unsettled[kGroups];
-  for (index_t g = 0; g < kGroups; ++g) {
-    const LaneGroup<T> group(index * kGroups + g, call.items);
-    if (group.present <= 0) {  // NaN is left alone
-      for (index_t i = 0; i < rank; ++i) entries.q[i * kGroups + g] = entries.e[i * kGroups + g] = Vec<T>{} / 0;
-      continue;
+  for (index_t g = 0; g < groups; g += together) {
+    const index_t count = std::min(together, groups - g);
+    for (index_t i = 0; i < count; ++i) {
+      const LaneGroup<T> group(first + g + i, call.items);
+      interleave<T>(call.M, group, x + i * size, call.wide() ? length : 1, call.wide() ? 1 : length);
+      power[g + i] = scale_to_one<T>(x + i * size, size);
     }
-    interleave<T>(call.M, group, x, call.wide() ? length : 1, call.wide() ? 1 : length);
-    power[g] = scale_to_one<T>(x, rank * length);
-    bidiagonalize_interleaved<T>(x, length, rank, entries.q + g, entries.e + g, kGroups);
+    bidiagonalize_interleaved<T>(x, length, rank, count, entries.q + g, entries.e + g, kGroups);
   }
+  for (index_t g = groups; g < kGroups; ++g) entries.leave_out(g, rank);
   qd_interleaved<Judged::kRoots, T>(entries, rank, values, unsettled);
-  for (index_t g = 0; g < kGroups; ++g) {
-    const LaneGroup<T> group(index * kGroups + g, call.items);
-    if (group.present <= 0) break;
-    for (index_t c = 0; c < rank; ++c) found[c] = square_root(values[c * kGroups + g]) * power[g];
-    deinterleave<T>(found, 0, 1, group, 1, rank, call.values);
+  for (index_t g = 0; g < groups; ++g) {
+    const LaneGroup<T> group(first + g, call.items);
+    for (index_t c = 0; c < rank; ++c) ordered[c] = square_root(values[c * kGroups + g]) * power[g];
+    deinterleave<T>(ordered, 0, 1, group, 1, rank, call.values);
     for (index_t lane = 0; call.info && lane < group.present; ++lane)
       call.info[group.first + lane] = unsettled[g][lane] != 0;
   }
