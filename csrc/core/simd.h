@@ -1,6 +1,6 @@
-// Fixed-width vectors written with GCC/Clang vector extensions: plain operators, no intrinsics but for an estimate that no
-// operator gives, every architecture.
-// The width follows the instruction set the file is compiled for: wider vectors would be emulated badly.
+// Fixed-width vectors written with GCC/Clang vector extensions: plain operators, no intrinsics but for an estimate that
+// no operator gives, every architecture. The width follows the instruction set the file is compiled for: wider vectors
+// would be emulated badly.
 #pragma once
 #if defined(__AVX2__)
 #include <immintrin.h>
@@ -75,6 +75,20 @@ inline double square_root(double v) { return std::sqrt(v); }
 // What a comparison of two Vec<T> gives: integers of the lanes' size, all bits set where it holds.
 template <class T>
 using Mask = decltype(Vec<T>{} < Vec<T>{});
+
+// Whether a mask holds in any lane.
+template <class T>
+inline bool any(Mask<T> mask) {
+#if defined(__AVX512F__)
+  return _mm512_test_epi64_mask((__m512i)mask, (__m512i)mask) != 0;
+#elif defined(__AVX2__)
+  return !_mm256_testz_si256((__m256i)mask, (__m256i)mask);
+#else
+  std::int64_t words[kVectorBytes / 8];
+  std::memcpy(words, &mask, sizeof words);
+  return (words[0] | words[1]) != 0;
+#endif
+}
 
 namespace detail {
 // One step of Newton's method for 1 / sqrt(v) doubles the digits of `estimate`.

@@ -64,15 +64,6 @@ inline Vec<T> absolute(Vec<T> v) {
   return v < 0 ? -v : v;
 }
 
-template <class T>
-inline bool any(const Mask<T>& mask) {
-  std::int64_t words[kVectorBytes / 8];
-  std::memcpy(words, &mask, sizeof words);
-  std::int64_t all = 0;
-  for (std::int64_t word : words) all |= word;
-  return all != 0;
-}
-
 // The rotation that makes columns of squared norms a and b and product g orthogonal, [p q] -> [c p - s q, s p + c q],
 // by the smaller of its two angles. The arguments become the new squared norms.
 template <class T>

@@ -3,6 +3,7 @@
 #include "core/parallel.h"
 #include "core/small_matrix/interleave.h"
 #include "core/small_matrix/jacobi.h"
+#include "core/small_matrix/tridiagonal.h"
 #include "ops/angles/small_eigh.h"
 
 namespace subspan {
@@ -47,6 +48,45 @@ void decompose(const Call<T>& call, index_t index) {
   }
 }
 
+// Values alone, of kGroups lane groups together.
+template <class T>
+void values_alone(const Call<T>& call, index_t block) {
+  using qd::kGroups;
+  const index_t size = call.A.size(-1), entries = size * size;
+  const index_t first = block * kGroups, groups = std::min<index_t>(kGroups, lane_groups<T>(call.items) - first);
+  const index_t together = bidiagonal::groups_together<T>(entries / 2, kGroups);
+  Workspace workspace;
+  Vec<T>* a = workspace.take<Vec<T>>(entries * together);
+  Vec<T>* values = workspace.take<Vec<T>>((size + 1) * kGroups);
+  Vec<T>* ordered = workspace.take<Vec<T>>(size);
+  const qd::Entries<T> factors = qd::Entries<T>::take(size, workspace);
+  Vec<T> power[kGroups], bound[kGroups];
+  Mask<T> unsettled[kGroups];
+  for (index_t g = 0; g < groups; g += together) {
+    const index_t count = std::min(together, groups - g);
+    for (index_t i = 0; i < count; ++i) {
+      Vec<T>* lower = a + i * entries;
+      interleave<T>(call.A, LaneGroup<T>(first + g + i, call.items), lower, 1, size);
+      for (index_t c = 1; c < size; ++c) {
+        for (index_t r = 0; r < c; ++r) lower[c * size + r] = Vec<T>{};
+      }
+      power[g + i] = scale_to_one<T>(lower, entries);
+    }
+    tridiagonalize_interleaved<T>(a, size, count, factors.q + g, factors.e + g, kGroups);
+    for (index_t i = g; i < g + count; ++i)
+      bound[i] = factor_tridiagonal<T>(factors.q + i, factors.e + i, size, kGroups);
+  }
+  for (index_t g = groups; g < kGroups; ++g) factors.leave_out(g, size);
+  qd_interleaved<Judged::kPlain, T>(factors, size, values, unsettled);
+  for (index_t g = 0; g < groups; ++g) {
+    const LaneGroup<T> group(first + g, call.items);
+    for (index_t i = 0; i < size; ++i) ordered[i] = (values[(size - 1 - i) * kGroups + g] + bound[g]) * power[g];
+    deinterleave<T>(ordered, 0, 1, group, 1, size, call.values);
+    for (index_t lane = 0; call.info && lane < group.present; ++lane)
+      call.info[group.first + lane] = unsettled[g][lane] != 0;
+  }
+}
+
 }  // namespace
 
 void small_eigh_cpu(const TensorView& A, const TensorView& values, const TensorView* vectors, const TensorView* info,
@@ -56,9 +96,16 @@ void small_eigh_cpu(const TensorView& A, const TensorView& values, const TensorV
     const Call<T> call{A, values.ptr<T>(), vectors ? vectors->ptr<T>() : nullptr,
                        info ? info->ptr<std::int32_t>() : nullptr, batch_count(A, 2)};
     const double size = static_cast<double>(A.size(-1));
-    const double flops = 60 * size * (size * size + 10) * static_cast<double>(call.items);
-    parallel_for(lane_groups<T>(call.items), useful_threads(flops, threads),
-                 [&](index_t group) { decompose(call, group); });
+    const double items = static_cast<double>(call.items);
+    if (call.vectors || size == 0) {
+      const double flops = 60 * size * (size * size + 10) * items;
+      parallel_for(lane_groups<T>(call.items), useful_threads(flops, threads),
+                   [&](index_t group) { decompose(call, group); });
+    } else {
+      const double flops = size * (4 * size * size / 3 + 60 * size + 100) * items;
+      const index_t blocks = (lane_groups<T>(call.items) + qd::kGroups - 1) / qd::kGroups;
+      parallel_for(blocks, useful_threads(flops, threads), [&](index_t block) { values_alone(call, block); });
+    }
   });
 }
 

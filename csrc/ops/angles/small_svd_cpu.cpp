@@ -1,6 +1,8 @@
 #include "core/parallel.h"
+#include "core/small_matrix/bidiagonal.h"
 #include "core/small_matrix/interleave.h"
 #include "core/small_matrix/jacobi.h"
+#include "core/small_matrix/quotient_difference.h"
 #include "ops/angles/small_svd.h"
 
 namespace subspan {
@@ -93,6 +95,40 @@ void decompose(const Call<T>& call, index_t index) {
     call.info[group.first + lane] = unsettled[lane] != 0;
 }
 
+// Values alone, of kGroups lane groups together. The reduction to bidiagonal form reads a wide matrix transposed.
+template <class T>
+void values_alone(const Call<T>& call, index_t block) {
+  using qd::kGroups;
+  const index_t rank = call.rank(), length = std::max(call.rows(), call.columns()), size = rank * length;
+  const index_t first = block * kGroups, groups = std::min<index_t>(kGroups, lane_groups<T>(call.items) - first);
+  const index_t together = bidiagonal::groups_together<T>(size, kGroups);
+  Workspace workspace;
+  Vec<T>* x = workspace.take<Vec<T>>(size * together);
+  Vec<T>* values = workspace.take<Vec<T>>((rank + 1) * kGroups);
+  Vec<T>* ordered = workspace.take<Vec<T>>(rank);
+  const qd::Entries<T> entries = qd::Entries<T>::take(rank, workspace);
+  Vec<T> power[kGroups];
+  Mask<T> unsettled[kGroups];
+  for (index_t g = 0; g < groups; g += together) {
+    const index_t count = std::min(together, groups - g);
+    for (index_t i = 0; i < count; ++i) {
+      const LaneGroup<T> group(first + g + i, call.items);
+      interleave<T>(call.M, group, x + i * size, call.wide() ? length : 1, call.wide() ? 1 : length);
+      power[g + i] = scale_to_one<T>(x + i * size, size);
+    }
+    bidiagonalize_interleaved<T>(x, length, rank, count, entries.q + g, entries.e + g, kGroups);
+  }
+  for (index_t g = groups; g < kGroups; ++g) entries.leave_out(g, rank);
+  qd_interleaved<Judged::kRoots, T>(entries, rank, values, unsettled);
+  for (index_t g = 0; g < groups; ++g) {
+    const LaneGroup<T> group(first + g, call.items);
+    for (index_t c = 0; c < rank; ++c) ordered[c] = square_root(values[c * kGroups + g]) * power[g];
+    deinterleave<T>(ordered, 0, 1, group, 1, rank, call.values);
+    for (index_t lane = 0; call.info && lane < group.present; ++lane)
+      call.info[group.first + lane] = unsettled[g][lane] != 0;
+  }
+}
+
 }  // namespace
 
 void small_svd_cpu(const TensorView& M, const TensorView& values, const TensorView* left, const TensorView* right,
@@ -106,9 +142,16 @@ void small_svd_cpu(const TensorView& M, const TensorView& values, const TensorVi
                        info ? info->ptr<std::int32_t>() : nullptr,
                        batch_count(M, 2)};
     const double rank = static_cast<double>(call.rank()), length = static_cast<double>(M.size(-1) + M.size(-2));
-    const double flops = 30 * rank * (rank * length + 10) * static_cast<double>(call.items);
-    parallel_for(lane_groups<T>(call.items), useful_threads(flops, threads),
-                 [&](index_t group) { decompose(call, group); });
+    const double items = static_cast<double>(call.items);
+    if (call.left || call.rank() == 0) {
+      const double flops = 30 * rank * (rank * length + 10) * items;
+      parallel_for(lane_groups<T>(call.items), useful_threads(flops, threads),
+                   [&](index_t group) { decompose(call, group); });
+    } else {
+      const double flops = rank * (2 * rank * length + 60 * rank + 100) * items;
+      const index_t blocks = (lane_groups<T>(call.items) + qd::kGroups - 1) / qd::kGroups;
+      parallel_for(blocks, useful_threads(flops, threads), [&](index_t block) { values_alone(call, block); });
+    }
   });
 }
 
