@@ -3,6 +3,8 @@
 #include "bindings/array_arg.h"
 #include "core/measure.h"
 #include "core/parallel.h"
+#include "ops/angles/grassmann_exp.h"
+#include "ops/angles/grassmann_step.h"
 #include "ops/coding_rate/class_coding_rates.h"
 #include "ops/coding_rate/coding_rate.h"
 #include "ops/coding_rate/covariance_contrast.h"
@@ -17,6 +19,29 @@ namespace subspan {
 namespace {
 
 constexpr Device kDevice = Device::cpu;
+
+void bind_grassmann(py::module_& m) {
+  m.def("grassmann_exp",
+        [](py::handle X, py::handle D, py::handle result, bool project, bool rows, int threads) {
+          constexpr const char* op = "grassmann_exp";
+          const ArrayArg x(X, op, "X"), d(D, op, "D"), out(result, op, "result");
+          check_grassmann_exp(x.view(), d.view(), out.view(), kDevice);
+          py::gil_scoped_release unlocked;
+          grassmann_exp_cpu(x.view(), d.view(), out.view(), project, rows, threads);
+        });
+  m.def("grassmann_step", [](py::handle P, py::handle gradient, py::handle buffer, double lr, double momentum,
+                             double dampening, double weight_decay, bool nesterov, bool maximize, bool transport,
+                             bool orthonormalize, bool rows, int threads) {
+    constexpr const char* op = "GrassmannSGD";
+    const ArrayArg p(P, op, "P"), g(gradient, op, "gradient");
+    const OptionalArrayArg b(buffer, op, "buffer");
+    check_grassmann_step(p.view(), g.view(), b.view(), kDevice);
+    const StepParameters parameters{lr,       momentum, dampening, weight_decay,
+                                    nesterov, maximize, transport, orthonormalize};
+    py::gil_scoped_release unlocked;
+    grassmann_step_cpu(p.view(), g.view(), b.view(), parameters, rows, threads);
+  });
+}
 
 void bind_coding_rate(py::module_& m) {
   m.def("spd_logdet",
@@ -161,6 +186,7 @@ PYBIND11_MODULE(SUBSPAN_MODULE_NAME, m, pybind11::mod_gil_not_used()) {
   m.def("measure_fma_peak", &measure_fma_peak, py::arg("seconds"), py::arg("threads"));
   m.def("gemm_benchmark", &measure_gemm, py::arg("n"), py::arg("repeats"));
   bind_coding_rate(m);
+  bind_grassmann(m);
   bind_covariance_contrast(m);
   bind_soft_classes(m);
   bind_dense(m);

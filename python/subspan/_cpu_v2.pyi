@@ -77,3 +77,20 @@ def sinkhorn_gradient(
 def affine_product(
     A: Any, B: Any, E: Any | None, result: Any, scale: float, shift: float, relu: bool, threads: int, /
 ) -> None: ...
+def grassmann_exp(X: Any, D: Any, result: Any, project: bool, rows: bool, threads: int, /) -> None: ...
+def grassmann_step(
+    P: Any,
+    gradient: Any,
+    buffer: Any | None,
+    lr: float,
+    momentum: float,
+    dampening: float,
+    weight_decay: float,
+    nesterov: bool,
+    maximize: bool,
+    transport: bool,
+    orthonormalize: bool,
+    rows: bool,
+    threads: int,
+    /,
+) -> None: ...
