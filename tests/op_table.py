@@ -11,9 +11,17 @@ import pytest
 import coding_rate_rows
 import covariance_rows
 import crate_rows
+import grassmann_rows
 import membership_rows
 import sinkhorn_rows
 
-OPS = [*coding_rate_rows.ROWS, *membership_rows.ROWS, *covariance_rows.ROWS, *sinkhorn_rows.ROWS, *crate_rows.ROWS]
+OPS = [
+    *coding_rate_rows.ROWS,
+    *membership_rows.ROWS,
+    *covariance_rows.ROWS,
+    *sinkhorn_rows.ROWS,
+    *crate_rows.ROWS,
+    *grassmann_rows.ROWS,
+]
 
 every_op = pytest.mark.parametrize("op", OPS, ids=lambda op: op.title)

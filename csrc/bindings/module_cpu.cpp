@@ -21,14 +21,13 @@ namespace {
 constexpr Device kDevice = Device::cpu;
 
 void bind_grassmann(py::module_& m) {
-  m.def("grassmann_exp",
-        [](py::handle X, py::handle D, py::handle result, bool project, bool rows, int threads) {
-          constexpr const char* op = "grassmann_exp";
-          const ArrayArg x(X, op, "X"), d(D, op, "D"), out(result, op, "result");
-          check_grassmann_exp(x.view(), d.view(), out.view(), kDevice);
-          py::gil_scoped_release unlocked;
-          grassmann_exp_cpu(x.view(), d.view(), out.view(), project, rows, threads);
-        });
+  m.def("grassmann_exp", [](py::handle X, py::handle D, py::handle result, bool project, bool rows, int threads) {
+    constexpr const char* op = "grassmann_exp";
+    const ArrayArg x(X, op, "X"), d(D, op, "D"), out(result, op, "result");
+    check_grassmann_exp(x.view(), d.view(), out.view(), kDevice);
+    py::gil_scoped_release unlocked;
+    grassmann_exp_cpu(x.view(), d.view(), out.view(), project, rows, threads);
+  });
   m.def("grassmann_step", [](py::handle P, py::handle gradient, py::handle buffer, double lr, double momentum,
                              double dampening, double weight_decay, bool nesterov, bool maximize, bool transport,
                              bool orthonormalize, bool rows, int threads) {

@@ -4,16 +4,17 @@ from .ops.class_coding_rates import class_coding_rates, rate_reduction
 from .ops.coding_rate import coding_rate, logdet_gram, rate_operator, spd_logdet
 from .ops.covariance_contrast import covariance_contrast
 from .ops.dense import ista
+from .ops.grassmann import grassmann_exp
 from .ops.sinkhorn import sinkhorn
 
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> object:
-    if name == "nn":  # needs torch, which the functions on NumPy arrays do not
+    if name in ("nn", "optim"):  # need torch, which the functions on NumPy arrays do not
         import importlib
 
-        return importlib.import_module(".nn", __name__)
+        return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -21,6 +22,7 @@ __all__ = [
     "class_coding_rates",
     "coding_rate",
     "covariance_contrast",
+    "grassmann_exp",
     "ista",
     "logdet_gram",
     "rate_operator",

@@ -2,9 +2,10 @@
 //   cosine  cos G^1/2,   sine  G^-1/2 sin G^1/2,   versine  G^-1 (I - cos G^1/2).
 // All are entire in G: they are polynomials to rounding, and need no eigenvectors, so nothing happens at G = 0, at
 // repeated eigenvalues or at a loss of rank.
-//   Taylor polynomials of degree 8 at A = G / 4^j, ||A|| <= 1 (the first term left out is below 1 / 19!), then the angles
-//   are doubled j times. With W = I - cos: W(4A) = 4 W - 2 W^2, sine(4A) = sine - W sine, versine(4A) = sine^2 / 2. Kept
-//   as W, the error of a small angle stays relative; cos 2a = 2 cos^2 a - 1 would multiply it by 4 at every doubling.
+//   Taylor polynomials of degree 8 at A = G / 4^j, ||A|| <= 1 (the first term left out is below 1 / 19!), then the
+//   angles are doubled j times. With W = I - cos: W(4A) = 4 W - 2 W^2, sine(4A) = sine - W sine, versine(4A) = sine^2
+//   / 2. Kept as W, the error of a small angle stays relative; cos 2a = 2 cos^2 a - 1 would multiply it by 4 at every
+//   doubling.
 #pragma once
 #include "core/small_matrix/square.h"
 

@@ -1,8 +1,7 @@
-#include "ops/angles/grassmann_exp.h"
-
 #include "core/dispatch.h"
 #include "core/small_matrix/symmetric_functions.h"
 #include "ops/angles/chunks.h"
+#include "ops/angles/grassmann_exp.h"
 
 namespace subspan {
 namespace {

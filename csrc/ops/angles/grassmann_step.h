@@ -1,11 +1,11 @@
 // grassmann_step: one step of stochastic gradient descent with momentum on the Grassmann manifold, in place.
-//   b = momentum * buffer + (1 - dampening) * (gradient + weight_decay * P), u = b or, by Nesterov, gradient + momentum b,
-//   D = -lr (u - P P^T u), P <- exp_P(D), buffer <- the parallel transport of b - P P^T b along D, or b itself.
-//   P, gradient, buffer (*batch, n, k) with orthonormal columns in P, or (*batch, k, n) with `rows`; float32 or float64,
+//   b = momentum * buffer + (1 - dampening) * (gradient + weight_decay * P), u = b or, by Nesterov, gradient + momentum
+//   b, D = -lr (u - P P^T u), P <- exp_P(D), buffer <- the parallel transport of b - P P^T b along D, or b itself. P,
+//   gradient, buffer (*batch, n, k) with orthonormal columns in P, or (*batch, k, n) with `rows`; float32 or float64,
 //   any strides. P and the buffer are read twice and written once, all else is k x k.
-// P is orthonormal to its own rounding only. From the products with P alone it is known what P^T P is, so the projection
-// is corrected for it by (2 I - P^T P), and with `orthonormalize` the new P is made orthonormal by its Cholesky factor
-// (CholeskyQR) without another pass; its row operations are applied to the buffer as well.
+// P is orthonormal to its own rounding only. From the products with P alone it is known what P^T P is, so the
+// projection is corrected for it by (2 I - P^T P), and with `orthonormalize` the new P is made orthonormal by its
+// Cholesky factor (CholeskyQR) without another pass; its row operations are applied to the buffer as well.
 #pragma once
 #include "core/batch.h"
 #include "core/check_view.h"

@@ -1,8 +1,7 @@
-#include "ops/angles/grassmann_step.h"
-
 #include "core/dispatch.h"
 #include "core/small_matrix/symmetric_functions.h"
 #include "ops/angles/chunks.h"
+#include "ops/angles/grassmann_step.h"
 
 namespace subspan {
 namespace {
@@ -199,9 +198,7 @@ class Item {
     P_.write(first, size, out);
   }
 
-  T* scratch(Team team, int which) const {
-    return scratch_ + (kBuffers * team.rank() + which) * P_.buffer_size();
-  }
+  T* scratch(Team team, int which) const { return scratch_ + (kBuffers * team.rank() + which) * P_.buffer_size(); }
 
   LongVectors<T> P_, gradient_;
   const LongVectors<T>* buffer_;
@@ -221,7 +218,8 @@ void grassmann_step_cpu(const TensorView& P, const TensorView& gradient, const T
   if (P.numel() == 0) return;
   dispatch_float(P.dtype, "grassmann_step", [&](auto tag) {
     using T = typename decltype(tag)::type;
-    const double flops = 16 * static_cast<double>(P.size(rows ? -2 : -1)) * static_cast<double>(P.size(-1) * P.size(-2));
+    const double flops =
+        16 * static_cast<double>(P.size(rows ? -2 : -1)) * static_cast<double>(P.size(-1) * P.size(-2));
     run_tall_items(batch_count(P, 2), flops, threads, [&](index_t item, int team_size) {
       Workspace workspace;
       const LongVectors<T> own(buffer ? *buffer : P, item, rows);

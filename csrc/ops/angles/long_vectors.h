@@ -1,5 +1,5 @@
-// A basis as a few long vectors: read and written in blocks of their length, whatever their layout, with dot products in
-// float64 and linear combinations. Everything tall that the maps of the Grassmann manifold do is one of these two.
+// A basis as a few long vectors: read and written in blocks of their length, whatever their layout, with dot products
+// in float64 and linear combinations. Everything tall that the maps of the Grassmann manifold do is one of these two.
 #pragma once
 #include "core/batch.h"
 #include "core/row_dots.h"
@@ -7,7 +7,7 @@
 
 namespace subspan {
 
-constexpr index_t kBlockLength = 256;  // of a block: 16 vectors of float32 are half of a first-level cache
+constexpr index_t kBlockLength = 256;   // of a block: 16 vectors of float32 are half of a first-level cache
 constexpr index_t kChunkLength = 1024;  // of what one member of a team sums up; fixed, so that sums are too
 
 // A block of vectors: entry i of vector j at data[j * step + i]. What follows the last entry up to a whole SIMD vector
