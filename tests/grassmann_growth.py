@@ -1,7 +1,8 @@
 """Growth of rounding errors of the maps of the Grassmann manifold, from the norms of the factors of each product.
 
 The functions of G = D^T D have bounded derivatives: |cos'| <= 1/2, |sinc'| <= 1/6 as functions of G, |cos''| <= 1/12,
-|sinc''| <= 1/60. An error of G is at most of the size of gamma = ||D||_F^2.
+|sinc''| <= 1/60; of the versine (1 - cos) / G the value is at most 1/2, |versine'| <= 1/24, |versine''| <= 1/360. An
+error of G is at most of the size of gamma = ||D||_F^2.
 """
 
 from __future__ import annotations
@@ -41,3 +42,24 @@ def exp_growth(X: np.ndarray, D: np.ndarray, project: bool = False, layout: str 
         d_d = d_d + size @ along
     outputs = columns(value, layout)
     return Bounds(n + 4 * k + 8, (outputs,), {"X": columns(d_x, layout), "D": columns(d_d, layout)})
+
+
+def transport_growth(X: np.ndarray, D: np.ndarray, V: np.ndarray, layout: str = "columns") -> Bounds:
+    x, d, v = (columns(array, layout) for array in (X, D, V))
+    n, k = x.shape
+    ones, g = np.ones((k, k)), np.ones_like(x)
+    gamma, H = np.linalg.norm(d) ** 2, np.linalg.norm(np.abs(d).T @ np.abs(v))
+    with_d, with_x = np.linalg.norm(np.abs(d).T @ g), np.linalg.norm(np.abs(x).T @ g)
+    sine, versine = 1 + gamma / 6, 1 / 2 + gamma / 24  # with their errors
+    value = np.abs(v) + (row_norms(d) * versine + row_norms(x) * sine) * H
+    J = versine * with_d + sine * with_x
+    K = (with_d * (1 / 24 + gamma / 360) + with_x * (1 / 6 + gamma / 60)) * H
+    d_x = row_norms(g) * sine * H * g
+    d_d = (row_norms(v) * J + row_norms(g) * versine * H + 2 * row_norms(d) * K) * g
+    d_v = g @ ones + row_norms(d) * J
+    gradients = {"X": d_x, "D": d_d, "V": d_v}
+    return Bounds(
+        n + 6 * k + 8,
+        (columns(value, layout),),
+        {name: columns(gradient, layout) for name, gradient in gradients.items()},
+    )

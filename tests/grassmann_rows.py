@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 import subspan
-from grassmann_growth import exp_growth
+from grassmann_growth import exp_growth, transport_growth
 from op_row import BadInput, Op, Sample
 from sample_arrays import LARGE_SHAPES, SHAPES, features, normal
 from subspan.reference import grassmann as reference
@@ -32,7 +32,7 @@ def samples(dtype: torch.dtype, shapes: dict[str, tuple[int, ...]] = SHAPES) -> 
     made = []
     for seed, (name, D) in enumerate(features(dtype, shapes)):
         X = basis(seed + 80, *D.shape, dtype=dtype)
-        made.append(Sample(name, {"X": X, "D": D, "project": name in ("batch", "tall", "many")}))
+        made.append(Sample(name, {"X": X, "D": D, "project": name in ("tall", "many")}))
     if shapes is not SHAPES:
         return made
     X, shared = basis(1, 3, 8, 2, dtype=dtype), basis(2, 8, 2, dtype=dtype)
@@ -85,6 +85,42 @@ def bad_inputs() -> list[BadInput]:
     ]
 
 
+def transport_samples(dtype: torch.dtype, shapes: dict[str, tuple[int, ...]] = SHAPES) -> list[Sample]:
+    made = []
+    for seed, (name, V) in enumerate(features(dtype, shapes)):
+        X = basis(seed + 80, *V.shape, dtype=dtype)
+        made.append(Sample(name, {"X": X, "D": normal(seed + 40, *V.shape, dtype=dtype, scale=0.3), "V": V}))
+    if shapes is not SHAPES:
+        return made
+    X, shared = basis(1, 3, 8, 2, dtype=dtype), basis(2, 8, 2, dtype=dtype)
+    D, V = tangent(3, X, 1.0), tangent(4, X, 1.0)
+    return [
+        *made,
+        Sample("tangent", {"X": X, "D": D, "V": V}),
+        Sample("as rows", {"X": X.mT, "D": D.mT.contiguous(), "V": V.mT, "layout": "rows"}),
+        Sample("shared", {"X": shared, "D": normal(5, 3, 8, 2, dtype=dtype), "V": shared}, summed=3),
+        Sample("along itself", {"X": X[0], "D": D[0], "V": D[0]}),
+        Sample("a full turn", {"X": X[0], "D": 6.3 * D[0], "V": V[0]}),
+    ]
+
+
+def transport_degenerate() -> list[Sample]:
+    return [
+        Sample(sample.name, {"X": sample.arguments["X"], "D": sample.arguments["D"], "V": normal(30, *shape)})
+        for sample in degenerate()
+        if not sample.arguments["project"]
+        for shape in (sample.arguments["D"].shape,)
+    ]
+
+
+def transport_bad() -> list[BadInput]:
+    return [
+        *(bad for bad in bad_inputs() if "project" not in bad.changes),
+        BadInput("other length of V", {"V": torch.ones(3, 8, 5).double()}, ValueError, "V", ("(3, 8, 5)", "(3, 7, 5)")),
+        BadInput("batch of V", {"V": torch.ones(2, 7, 5).double()}, ValueError, "V", ("(2, 7, 5)", "(3, 7, 5)")),
+    ]
+
+
 ROWS = [
     Op(
         name="grassmann_exp",
@@ -98,5 +134,18 @@ ROWS = [
         growth=exp_growth,
         bad_inputs=bad_inputs,
         kernel_gradient=False,
-    )
+    ),
+    Op(
+        name="grassmann_transport",
+        function=subspan.grassmann_transport,
+        reference=reference.grassmann_transport,
+        arrays={"X": 2, "D": 2, "V": 2},
+        differentiable=("X", "D", "V"),
+        samples=transport_samples,
+        large=lambda dtype: transport_samples(dtype, LARGE_SHAPES),
+        degenerate=transport_degenerate,
+        growth=transport_growth,
+        bad_inputs=transport_bad,
+        kernel_gradient=False,
+    ),
 ]

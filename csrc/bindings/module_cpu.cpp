@@ -5,6 +5,7 @@
 #include "core/parallel.h"
 #include "ops/angles/grassmann_exp.h"
 #include "ops/angles/grassmann_step.h"
+#include "ops/angles/grassmann_transport.h"
 #include "ops/coding_rate/class_coding_rates.h"
 #include "ops/coding_rate/coding_rate.h"
 #include "ops/coding_rate/covariance_contrast.h"
@@ -39,6 +40,13 @@ void bind_grassmann(py::module_& m) {
                                     nesterov, maximize, transport, orthonormalize};
     py::gil_scoped_release unlocked;
     grassmann_step_cpu(p.view(), g.view(), b.view(), parameters, rows, threads);
+  });
+  m.def("grassmann_transport", [](py::handle X, py::handle D, py::handle V, py::handle result, bool rows, int threads) {
+    constexpr const char* op = "grassmann_transport";
+    const ArrayArg x(X, op, "X"), d(D, op, "D"), v(V, op, "V"), out(result, op, "result");
+    check_grassmann_transport(x.view(), d.view(), v.view(), out.view(), kDevice);
+    py::gil_scoped_release unlocked;
+    grassmann_transport_cpu(x.view(), d.view(), v.view(), out.view(), rows, threads);
   });
 }
 

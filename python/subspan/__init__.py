@@ -4,7 +4,7 @@ from .ops.class_coding_rates import class_coding_rates, rate_reduction
 from .ops.coding_rate import coding_rate, logdet_gram, rate_operator, spd_logdet
 from .ops.covariance_contrast import covariance_contrast
 from .ops.dense import ista
-from .ops.grassmann import grassmann_exp
+from .ops.grassmann import grassmann_exp, grassmann_transport
 from .ops.sinkhorn import sinkhorn
 
 __version__ = "0.1.0"
@@ -23,6 +23,7 @@ __all__ = [
     "coding_rate",
     "covariance_contrast",
     "grassmann_exp",
+    "grassmann_transport",
     "ista",
     "logdet_gram",
     "rate_operator",

@@ -39,7 +39,9 @@ class Item {
     const LongVectors<T>& tangent = project_ ? result_ : D_;
     chunks_.each_block(team, [&](index_t chunk, index_t first, index_t size) {
       const Block<T> block = tangent.read(first, size, buffer(team, 1));
-      add_dots(block, block, size, true, gram_.part(chunk));
+      const Square& gram = gram_.part(chunk);
+      add_dots(block, block, size, true, gram);
+      gram(0, 0) += finite_probe(X_.read(first, size, buffer(team, 0)), X_.count(), size);
     });
     team.barrier();
     if (team.rank() == 0) {

@@ -204,6 +204,18 @@ void add_dots(const Block<T>& left, const Block<T>& right, index_t size, bool sy
   }
 }
 
+// 0, or NaN where an entry is not finite. Added to a Gram matrix it makes the whole item NaN.
+template <class T>
+double finite_probe(const Block<T>& block, index_t count, index_t size) {
+  Vec<T> sum{};
+  for (index_t j = 0; j < count; ++j) {
+    for (index_t i = 0; i < size; i += kLanes<T>) sum += load(block[j] + i) * T(0);
+  }
+  double total = 0;
+  for (index_t lane = 0; lane < kLanes<T>; ++lane) total += static_cast<double>(sum[lane]);
+  return total;
+}
+
 inline void complete_symmetric(const Square& square) {
   for (index_t i = 0; i < square.size; ++i) {
     for (index_t j = 0; j < i; ++j) square(i, j) = square(j, i);

@@ -6,16 +6,23 @@ Gram matrices and their functions are float64 for every input type (float32 on d
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.linalg import cholesky_ex, solve_triangular
 
-from .factor import factor_dtype, result_dtype, without_autocast
+from .factor import factor_dtype, one_where, result_dtype, without_autocast
 from .rotation import rotation_functions
 
 
 def columns(basis: Tensor, rows: bool, dtype: object) -> Tensor:
     basis = basis.to(dtype)  # type: ignore[call-overload]
     return basis.mT if rows else basis
+
+
+def finite(*arrays: Tensor) -> Tensor:
+    """1 for every item that is finite in all arrays, else NaN; to be multiplied with what the item gives."""
+    good = torch.stack([array.detach().isfinite().all(-1).all(-1) for array in arrays]).all(0)
+    return one_where(good, arrays[0])[..., None, None]
 
 
 def symmetric(matrix: Tensor) -> Tensor:
@@ -30,7 +37,7 @@ def grassmann_exp(X: Tensor, D: Tensor, project: bool, rows: bool) -> Tensor:
     if project:
         d = d - x @ (x.mT @ d)
     (cosine,), (sine,), _ = rotation_functions(d.mT @ d)
-    moved = (x @ cosine + d @ sine).to(dtype)
+    moved = ((x @ cosine + d @ sine) * finite(x)).to(dtype)
     return moved.mT if rows else moved
 
 
@@ -45,6 +52,7 @@ def grassmann_exp_gradient(grad: Tensor, X: Tensor, D: Tensor, project: bool, ro
     d = given - x @ cross if project else given
     of_cosine = rotation_functions(d.mT @ d, symmetric(x.mT @ g))[0]
     of_sine = rotation_functions(d.mT @ d, symmetric(d.mT @ g))[1]
+    g = g * finite(x)
     d_x = g @ of_cosine[0]
     d_d = g @ of_sine[0] + 2 * d @ (of_cosine[1] + of_sine[1])
     if project:
@@ -54,6 +62,36 @@ def grassmann_exp_gradient(grad: Tensor, X: Tensor, D: Tensor, project: bool, ro
     if rows:
         d_x, d_d = d_x.mT, d_d.mT
     return d_x.to(X.dtype), d_d.to(D.dtype)
+
+
+@without_autocast
+def grassmann_transport(X: Tensor, D: Tensor, V: Tensor, rows: bool) -> Tensor:
+    """V - (D versine(G) + X sine(G)) H with G = D^T D and H = D^T V."""
+    x, d, v = (columns(array, rows, factor_dtype(X)) for array in (X, D, V))
+    _, (sine,), (versine,) = rotation_functions(d.mT @ d)
+    H = d.mT @ v
+    moved = ((v - d @ (versine @ H) - x @ (sine @ H)) * finite(x, v)).to(result_dtype(X))
+    return moved.mT if rows else moved
+
+
+@without_autocast
+def grassmann_transport_gradient(
+    grad: Tensor, X: Tensor, D: Tensor, V: Tensor, rows: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """H gets J = -versine D^T grad - sine X^T grad, G gets K = -versine'[sym D^T grad H^T] - sine'[sym X^T grad H^T];
+    hence X gets -grad (sine H)^T, V gets grad + D J, and D gets V J^T - grad (versine H)^T + 2 D K."""
+    g, x, d, v = (columns(array, rows, factor_dtype(X)) for array in (grad, X, D, V))
+    g = g * finite(x, v)
+    gram, H = d.mT @ d, d.mT @ v
+    along_d, along_x = d.mT @ g, x.mT @ g
+    versine = rotation_functions(gram, symmetric(along_d @ H.mT))[2]
+    sine = rotation_functions(gram, symmetric(along_x @ H.mT))[1]
+    J = -versine[0] @ along_d - sine[0] @ along_x
+    d_x = -g @ (sine[0] @ H).mT
+    d_v = g + d @ J
+    d_d = v @ J.mT - g @ (versine[0] @ H).mT - 2 * d @ (versine[1] + sine[1])
+    gradients = (d_x.mT, d_d.mT, d_v.mT) if rows else (d_x, d_d, d_v)
+    return gradients[0].to(X.dtype), gradients[1].to(D.dtype), gradients[2].to(V.dtype)
 
 
 @without_autocast
