@@ -22,6 +22,8 @@ def basis(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> torch.T
 def tangent(seed: int, X: torch.Tensor, angle: float) -> torch.Tensor:
     """Orthogonal to X, of about this spectral norm."""
     x = X.double()
+    if X.shape[-2] <= X.shape[-1]:
+        return torch.zeros_like(X)
     D = normal(seed, *X.shape)
     D = D - x @ (x.mT @ D)
     norm = torch.linalg.matrix_norm(D, keepdim=True)

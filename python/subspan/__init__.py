@@ -4,7 +4,9 @@ from .ops.class_coding_rates import class_coding_rates, rate_reduction
 from .ops.coding_rate import coding_rate, logdet_gram, rate_operator, spd_logdet
 from .ops.covariance_contrast import covariance_contrast
 from .ops.dense import ista
+from .ops.difference_subspace import difference_subspace
 from .ops.grassmann import grassmann_exp, grassmann_transport
+from .ops.grassmann_means import flag_mean, grassmann_log, karcher_mean
 from .ops.sinkhorn import sinkhorn
 
 __version__ = "0.1.0"
@@ -22,9 +24,13 @@ __all__ = [
     "class_coding_rates",
     "coding_rate",
     "covariance_contrast",
+    "difference_subspace",
+    "flag_mean",
     "grassmann_exp",
+    "grassmann_log",
     "grassmann_transport",
     "ista",
+    "karcher_mean",
     "logdet_gram",
     "rate_operator",
     "rate_reduction",

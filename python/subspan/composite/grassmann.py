@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from torch.linalg import cholesky_ex, solve_triangular
 
+from .._angle_series import ANGLE_OVER_SINE
 from .factor import factor_dtype, one_where, result_dtype, without_autocast
+from .polar import polar
 from .rotation import rotation_functions
 
 
@@ -139,3 +141,26 @@ def grassmann_step(
     if rows:
         moved, b = moved.mT, b.mT
     return moved, None if buffer is None else b
+
+
+def angle_over_sine(H: Tensor) -> Tensor:
+    """arccos(H) (I - H^2)^-1/2 of symmetric H with eigenvalues in [0, 1], by Clenshaw's rule."""
+    identity = torch.eye(H.shape[-1], dtype=H.dtype, device=H.device)
+    argument = 2 * H - identity
+    coefficients = ANGLE_OVER_SINE
+    after, result = torch.zeros_like(H), coefficients[-1] * identity.expand_as(H)
+    for coefficient in reversed(coefficients[1:-1]):
+        after, result = result, 2 * argument @ result - after + coefficient * identity
+    return argument @ result - after + coefficients[0] * identity
+
+
+@without_autocast
+def grassmann_log(X: Tensor, Y: Tensor, rows: bool) -> Tensor:
+    """(Y - X M) Q^T angle_over_sine(H) with M = X^T Y = H Q, H = (M M^T)^1/2: with M = U C V^T that is
+    (Y V - X U C) diag(theta / sin theta) U^T."""
+    x, y = (columns(array, rows, factor_dtype(X)) for array in (X, Y))
+    M = x.mT @ y
+    Q = polar(M)
+    vector = (y - x @ M) @ (Q.mT @ angle_over_sine(symmetric(M @ Q.mT)))
+    vector = (vector * finite(x, y)).to(result_dtype(X))
+    return vector.mT if rows else vector

@@ -10,7 +10,7 @@ composite: Any = None  # without torch there is nothing to compose
 if _check.torch is not None:
     from ..composite import grassmann as composite
 
-_LAYOUTS = {"columns": 0, "rows": 1}
+LAYOUTS = {"columns": 0, "rows": 1}
 
 _exp = _route.register(
     _route.Op(
@@ -47,9 +47,9 @@ _transport = _route.register(
 )
 
 
-def _bases(op: str, layout: str, X: Any, **others: Any) -> tuple[bool, list[Any]]:
+def broadcast_bases(op: str, layout: str, X: Any, **others: Any) -> tuple[bool, list[Any]]:
     """Whether vectors are rows, and all arrays checked against X and with the batch shape of all."""
-    rows = _check.choice(op, "layout", layout, _LAYOUTS) == 1
+    rows = _check.choice(op, "layout", layout, LAYOUTS) == 1
     _check.matrix(op, "X", X)
     shape = tuple(X.shape)
     batch = shape[:-2]
@@ -107,7 +107,7 @@ def grassmann_exp(X: Any, D: Any, *, project: bool = False, layout: str = "colum
     [0. 1.]
     """
     op = "grassmann_exp"
-    rows, (X, D) = _bases(op, layout, X, D=D)
+    rows, (X, D) = broadcast_bases(op, layout, X, D=D)
     if project is not False:
         _check.flag(op, "project", project)
     return _exp(1, X, D, bool(project), rows)[0]
@@ -150,5 +150,5 @@ def grassmann_transport(X: Any, D: Any, V: Any, *, layout: str = "columns") -> A
     >>> print(subspan.grassmann_transport(X, D, D + [[0], [0], [1]]).round(4).ravel())
     [-1.5708  0.      1.    ]
     """
-    rows, (X, D, V) = _bases("grassmann_transport", layout, X, D=D, V=V)
+    rows, (X, D, V) = broadcast_bases("grassmann_transport", layout, X, D=D, V=V)
     return _transport(1, X, D, V, rows)[0]
