@@ -12,6 +12,7 @@ import angle_rows
 import coding_rate_rows
 import covariance_rows
 import crate_rows
+import grassmann_rows
 import logits_rows
 import membership_rows
 import sinkhorn_rows
@@ -24,6 +25,7 @@ OPS = [
     *crate_rows.ROWS,
     *angle_rows.ROWS,
     *logits_rows.ROWS,
+    *grassmann_rows.ROWS,
 ]
 
 every_op = pytest.mark.parametrize("op", OPS, ids=lambda op: op.title)

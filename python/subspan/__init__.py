@@ -5,6 +5,9 @@ from .ops.class_coding_rates import class_coding_rates, rate_reduction
 from .ops.coding_rate import coding_rate, logdet_gram, rate_operator, spd_logdet
 from .ops.covariance_contrast import covariance_contrast
 from .ops.dense import ista
+from .ops.difference_subspace import difference_subspace
+from .ops.grassmann import grassmann_exp, grassmann_transport
+from .ops.grassmann_means import flag_mean, grassmann_log, karcher_mean
 from .ops.sinkhorn import sinkhorn
 from .ops.small_matrices import small_eigh, small_svd, small_svdvals
 from .ops.subspace_logits import subspace_logits
@@ -13,10 +16,10 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> object:
-    if name == "nn":  # needs torch, which the functions on NumPy arrays do not
+    if name in ("nn", "optim"):  # need torch, which the functions on NumPy arrays do not
         import importlib
 
-        return importlib.import_module(".nn", __name__)
+        return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -24,7 +27,13 @@ __all__ = [
     "class_coding_rates",
     "coding_rate",
     "covariance_contrast",
+    "difference_subspace",
+    "flag_mean",
+    "grassmann_exp",
+    "grassmann_log",
+    "grassmann_transport",
     "ista",
+    "karcher_mean",
     "logdet_gram",
     "principal_angles",
     "principal_cosines",
@@ -36,6 +45,6 @@ __all__ = [
     "small_svdvals",
     "spd_logdet",
     "subspace_distance",
-    "subspace_similarity",
     "subspace_logits",
+    "subspace_similarity",
 ]

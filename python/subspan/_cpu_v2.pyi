@@ -45,6 +45,9 @@ def subspace_angles_gradient(
     padded: bool,
     orthonormal: bool,
     rank_tol: float,
+    threads: int,
+    /,
+) -> None: ...
 def subspace_logits(
     x: Any, W: Any, logits: Any, projections: Any | None, scale: float, normalize: bool, threads: int, /
 ) -> None: ...
@@ -132,3 +135,21 @@ def sinkhorn_gradient(
 def affine_product(
     A: Any, B: Any, E: Any | None, result: Any, scale: float, shift: float, relu: bool, threads: int, /
 ) -> None: ...
+def grassmann_exp(X: Any, D: Any, result: Any, project: bool, rows: bool, threads: int, /) -> None: ...
+def grassmann_step(
+    P: Any,
+    gradient: Any,
+    buffer: Any | None,
+    lr: float,
+    momentum: float,
+    dampening: float,
+    weight_decay: float,
+    nesterov: bool,
+    maximize: bool,
+    transport: bool,
+    orthonormalize: bool,
+    rows: bool,
+    threads: int,
+    /,
+) -> None: ...
+def grassmann_transport(X: Any, D: Any, V: Any, result: Any, rows: bool, threads: int, /) -> None: ...

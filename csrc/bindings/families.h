@@ -1,0 +1,13 @@
+// What each family registers in a compiled module.
+#pragma once
+#include <pybind11/pybind11.h>
+
+namespace subspan {
+
+namespace py = pybind11;
+
+void bind_angles_cpu(py::module_& m);
+void bind_coding_rate_cpu(py::module_& m);
+void bind_dense_cpu(py::module_& m);
+
+}  // namespace subspan
