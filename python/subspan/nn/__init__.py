@@ -4,6 +4,7 @@ from .coding_rate import MaximalCodingRateReduction, TotalCodingRate
 from .crate import ISTA, CRATEBlock, SubspaceAttention, layer_coding_rate
 from .membership_loss import MLCLoss
 from .self_supervised import BarlowLoss, EMPSSLLoss, SimDINOExpansion, TiCoLoss
+from .vne import VNELoss
 
 __all__ = [
     "ISTA",
@@ -16,5 +17,6 @@ __all__ = [
     "SubspaceAttention",
     "TiCoLoss",
     "TotalCodingRate",
+    "VNELoss",
     "layer_coding_rate",
 ]
