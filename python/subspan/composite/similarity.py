@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..ops import spectra
-from ..ops.spectra import Basis, apply_where
+from ..ops.spectra import apply_where
 
 
 def differentiated(*tensors: Tensor) -> bool:
@@ -74,7 +74,8 @@ class Whitened(torch.autograd.Function):
 
     @staticmethod
     def forward(X: Tensor, floor: Tensor, eps: float, tolerance: float | None) -> tuple[Tensor, Tensor, Tensor]:
-        return _whitened(spectra.whole_basis(X, floor, eps, tolerance))
+        U, T, kept = spectra.whiten(X, floor, eps, tolerance)
+        return U, T, kept
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -95,16 +96,6 @@ class Whitened(torch.autograd.Function):
             further = (twisted - (twisted @ T) @ (U.mT @ X)) - U @ (T.mT @ d_T) @ T.mT
             gradient = further if gradient is None else gradient + further
         return gradient, None, None, None
-
-
-def _whitened(basis: Basis) -> tuple[Tensor, Tensor, Tensor]:
-    inverse = apply_where(basis.kept > 0, basis.values, lambda x: 1 / x)
-    kept = basis.kept[..., None, :]
-    return (
-        torch.where(kept > 0, basis.left, 0 * basis.values[..., None, :]),
-        basis.right * inverse[..., None, :],
-        basis.kept,
-    )
 
 
 def whiten(X: Tensor, floor: Tensor, eps: float, tolerance: float | None) -> tuple[Tensor, Tensor]:

@@ -233,7 +233,12 @@ def pairwise_procrustes(Xs: Any, Ys: Any = None, *, metric: str = "chordal") -> 
 
     def pairs(left: list[Any], right: list[Any] | None) -> Any:
         columns = left if right is None else right
-        return representations.table(left, right, lambda i, j: representations.procrustes(left[i], columns[j], angular))
+        return representations.table(
+            left,
+            right,
+            lambda i, j: representations.procrustes(left[i], columns[j], angular),
+            lambda i: representations.own_distance(left[i], angular),
+        )
 
     return _evaluate(xs, ys, representations.shape_of, pairs)
 

@@ -132,13 +132,19 @@ def singular_triplets(M: Any) -> Any:
     return composite.singular_triplets(M) if differentiated(M) else spectra.singular_triplets(M)
 
 
-def table(Xs: list[Any], Ys: list[Any] | None, entry: Callable[[int, int], Any]) -> Any:
-    """(*batch, Lx, Ly) of entry(i, j); where Ys is None only i <= j are computed, the others are their mirror image."""
+def table(
+    Xs: list[Any], Ys: list[Any] | None, entry: Callable[[int, int], Any], own: Callable[[int], Any] | None = None
+) -> Any:
+    """(*batch, Lx, Ly) of entry(i, j); where Ys is None only i < j are computed, the others are their mirror image and
+    own(i), what is known of a representation and itself."""
     columns = len(Xs if Ys is None else Ys)
     entries: dict[tuple[int, int], Any] = {}
     for i in range(len(Xs)):
         for j in range(columns):
-            entries[i, j] = entries[j, i] if Ys is None and j < i else entry(i, j)
+            if Ys is None and (j < i or (j == i and own is not None)):
+                entries[i, j] = entries[j, i] if j < i or own is None else own(i)
+            else:
+                entries[i, j] = entry(i, j)
     xp = library(entries[0, 0])
     return xp.stack([xp.stack([entries[i, j] for j in range(columns)], -1) for i in range(len(Xs))], -2)
 
@@ -158,8 +164,7 @@ def whole_space(X: Any, eps: float, tolerance: float | None) -> Space:
     if differentiated(X):
         basis, kept = composite.whiten(rows, floor, eps, tolerance)
     else:
-        left, _, _, kept = spectra.whole_basis(rows, floor, eps, tolerance)
-        basis = left * kept[..., None, :]
+        basis, _, kept = spectra.whiten(rows, floor, eps, tolerance)
     return Space(basis, kept.sum(-1))
 
 
@@ -184,7 +189,7 @@ def _truncated(rows: Any, floor: Any, eps: float, rank: int | None, energy: floa
     if rank is not None:
         basis = basis[..., :rank]
     elif readable(rows) and kept.size if xp is np else readable(rows) and kept.numel():
-        basis = basis[..., : int(kept.sum(-1).max())]
+        basis = basis[..., : max(int(kept.sum(-1).max()), 1)]  # not none: NaN shows in it
     return Space(basis, kept.sum(-1))
 
 
@@ -241,12 +246,18 @@ def mean_correlation(x: Space, y: Space) -> Any:
     return at_most_one(values).sum(-1) / fewest(x, y)
 
 
+def own_correlation(x: Space) -> Any:
+    """Mean correlation of a space with itself: 1, and 0 without directions."""
+    invalid = 0 * held(x.basis).sum((-1, -2))
+    return invalid + _check.cast(x.count > 0, x.count.dtype)
+
+
 def mean_correlations(xs: list[Space], ys: list[Space] | None) -> Any:
     """(*batch, Lx, Ly): one product for all pairs and one batch of small matrices, where all bases are equally wide."""
     right = xs if ys is None else ys
     widths = {space.basis.shape[-1] for space in (*xs, *right)}
     if len(widths) > 1 or max(widths) > 64:  # no batch of small matrices
-        return table(xs, ys, lambda i, j: mean_correlation(xs[i], right[j]))
+        return table(xs, ys, lambda i, j: mean_correlation(xs[i], right[j]), lambda i: own_correlation(xs[i]))
     xp = library(xs[0].basis)
     width = max(widths)
     X = xp.concatenate([space.basis for space in xs], -1)
@@ -404,6 +415,12 @@ def procrustes(x: tuple[Any, Any], y: tuple[Any, Any], angular: bool) -> Any:
     constant = sum(xp.where(varies, 0.0, 1.0) for varies in (x_varies, y_varies))
     exact = (residual**2).sum((-1, -2)) + constant
     return _distance(squared + (exact - held(squared)), angular)
+
+
+def own_distance(x: tuple[Any, Any], angular: bool) -> Any:
+    """Of a representation to itself: 0, and for a constant one as to any other."""
+    X, varies = x
+    return _distance(0 * held(X).sum((-1, -2)) + library(X).where(varies, 0.0, 2.0), angular)
 
 
 def _distance(squared: Any, angular: bool) -> Any:

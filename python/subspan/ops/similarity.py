@@ -33,16 +33,18 @@ def cca(X: Any, Y: Any, *, rank_tol: float | None = None) -> Any:
         TypeError, ValueError: wrong arrays or shapes, a negative ``rank_tol``.
 
     Cost:
-        For float32 input per representation, with s the smaller and b the larger of n and d: a Gram matrix 2 s^2 b, its
-        eigenvectors about 9 s^3 and a basis 2 s^2 b flops, all in float64, which is exact enough for any condition
-        number that float32 data can have and a ``rank_tol`` above 1e-7. For float64 input an SVD of X instead, about
-        6 s^2 b + 20 s^3. One product and the singular values of a d1 x d2 matrix. Factorisations are those of torch and
+        Per representation, with s the smaller and b the larger of n and d, a factorisation in float64: where values may
+        be looked at (on the CPU, not compiled or mapped) QR and the inverse of R, 4 n d^2 flops, if they show full
+        rank; otherwise for float32 input the eigenvectors of a Gram matrix, 4 s^2 b + 9 s^3, which is exact enough for
+        any condition number that float32 data can have and a ``rank_tol`` above 1e-7, for float64 input an SVD, about
+        6 s^2 b + 20 s^3. Then one product and the singular values of a d1 x d2 matrix. All are those of torch and
         NumPy; on CUDA torch's synchronise.
 
     Gradient:
         (Y-side variate - rho X-side variate) of each pair, pulled back through the pseudoinverse of X; no difference of
         singular values in it. Sums of all correlations have exact first and second derivatives where correlations
-        coincide; a single one of coinciding correlations has a subgradient. At constant rank; 0 for a correlation of 0.
+        coincide; of other functions the second derivative lacks the mixing of correlations that coincide exactly, and
+        a single one of them has a subgradient only. At constant rank; 0 for a correlation of 0.
         X, a basis and its pseudoinverse are saved. Third derivatives raise.
 
     Source:

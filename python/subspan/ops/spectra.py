@@ -125,6 +125,35 @@ def whole_basis(X: Any, floor: Any, eps: float, tolerance: float | None) -> Basi
     return Basis(left, values, right, alive(values, floor, tolerance))
 
 
+def whiten(X: Any, floor: Any, eps: float, tolerance: float | None) -> tuple[Any, Any, Any]:
+    """(U, T, kept): orthonormal U = X T of the column space of centred X. Dead directions are columns of zeros."""
+    tolerance = default_tolerance(X, eps) if tolerance is None else tolerance
+    if X.ndim == 2 and X.shape[0] > X.shape[1] > 0 and _check.readable(X):
+        found = _whiten_by_qr(X, floor, tolerance)
+        if found is not None:
+            return found
+    xp = library(X)
+    left, values, right, kept = whole_basis(X, floor, eps, tolerance)
+    inverse = apply_where(kept > 0, values, lambda x: 1 / x)
+    zero = 0 * values[..., None, :]  # NaN where the item is
+    return xp.where(kept[..., None, :] > 0, left, zero), right * inverse[..., None, :], kept
+
+
+def _whiten_by_qr(X: Any, floor: Any, tolerance: float) -> tuple[Any, Any, Any] | None:
+    """Of one matrix that is safely of full rank, else None: 1 / |R^-1|_F bounds the smallest singular value from below,
+    and Householder's Q spans the columns to rounding times the condition number."""
+    xp = library(X)
+    U, R = xp.linalg.qr(X)
+    if not bool((abs(R.diagonal()) > 0).all()):  # NaN too
+        return None
+    if _check.is_torch(X):
+        T = xp.linalg.solve_triangular(R, xp.eye(len(R), dtype=R.dtype, device=R.device), upper=True)
+    else:
+        T = np.linalg.inv(R)
+    least = max(tolerance * float((X**2).sum()) ** 0.5, float(floor))
+    return (U, T, xp.ones_like(R[0])) if 1 / float((T**2).sum()) ** 0.5 > least else None
+
+
 def truncated_basis(X: Any, floor: Any, eps: float, rank: int | None, energy: float) -> Basis:
     """Those of the `rank` largest singular values, or as many as hold the fraction `energy` of the sum of squares."""
     basis = whole_basis(X, floor, eps, None)
