@@ -46,6 +46,7 @@ MODULES: dict[str, tuple[Callable[[], torch.nn.Module], Callable[[Any, Tensor], 
     "EMPSSLLoss": (lambda: nn.EMPSSLLoss(), lambda m, z: m(z)),
     "SimDINOExpansion": (lambda: nn.SimDINOExpansion(eps=0.05), lambda m, z: m(z)),
     "TiCoLoss": (lambda: nn.TiCoLoss(), lambda m, z: m(torch.eye(8, dtype=z.dtype), z[0], z[1])[0]),
+    "VNELoss": (lambda: nn.VNELoss(alpha=0.5), lambda m, z: m(z)),
     "BarlowLoss": (lambda: nn.BarlowLoss(), lambda m, z: m(z[0], z[1])),
 }
 

@@ -1,5 +1,7 @@
 // The family of angles. Every function checks its views, releases the GIL and runs.
 // Arguments come in the order of the Python registration: inputs, outputs, saved arrays, parameters, threads.
+#include <string>
+
 #include "bindings/array_arg.h"
 #include "bindings/families.h"
 #include "ops/angles/grassmann_exp.h"
@@ -38,36 +40,36 @@ void bind_small_matrices(py::module_& m) {
 }
 
 void bind_subspace_angles(py::module_& m) {
-  m.def("subspace_angles", [](py::handle A, py::handle B, py::handle values, py::handle info, py::handle left,
-                              py::handle right, int function, bool squared, bool padded, bool orthonormal,
-                              double rank_tol, int threads) {
-    constexpr const char* op = "subspace_angles";
-    const AngleParameters parameters{static_cast<AngleFunction>(function), squared, padded, orthonormal, rank_tol};
-    const ArrayArg a(A, op, "A"), b(B, op, "B"), out(values, op, "values");
-    const OptionalArrayArg status(info, op, "info"), u(left, op, "left"), v(right, op, "right");
-    check_subspace_angles(a.view(), b.view(), out.view(), status.view(), u.view(), v.view(), parameters, kDevice);
-    py::gil_scoped_release unlocked;
-    subspace_angles_cpu(a.view(), b.view(), out.view(), status.view(), u.view(), v.view(), parameters, threads);
-  });
+  // Four public functions share these kernels; errors name the one that was called.
+  for (const char* op : {"principal_angles", "principal_cosines", "subspace_distance", "subspace_similarity"}) {
+    m.def(op, [op](py::handle A, py::handle B, py::handle values, py::handle info, py::handle left, py::handle right,
+                   int function, bool squared, bool padded, bool orthonormal, double rank_tol, int threads) {
+      const AngleParameters parameters{static_cast<AngleFunction>(function), squared, padded, orthonormal, rank_tol};
+      const ArrayArg a(A, op, "A"), b(B, op, "B"), out(values, op, "values");
+      const OptionalArrayArg status(info, op, "info"), u(left, op, "left"), v(right, op, "right");
+      check_subspace_angles(a.view(), b.view(), out.view(), status.view(), u.view(), v.view(), parameters, kDevice);
+      py::gil_scoped_release unlocked;
+      subspace_angles_cpu(a.view(), b.view(), out.view(), status.view(), u.view(), v.view(), parameters, threads);
+    });
+    m.def((std::string("pairwise_") + op).c_str(), [op](py::handle A, py::handle B, py::handle values, py::handle info,
+                                                        int function, bool squared, bool padded, int threads) {
+      const AngleParameters parameters{static_cast<AngleFunction>(function), squared, padded, true, 0};
+      const ArrayArg a(A, op, "A"), b(B, op, "B"), out(values, op, "values");
+      const OptionalArrayArg status(info, op, "info");
+      check_pairwise_angles(a.view(), b.view(), out.view(), status.view(), parameters, kDevice);
+      py::gil_scoped_release unlocked;
+      pairwise_angles_cpu(a.view(), b.view(), out.view(), status.view(), parameters, threads);
+    });
+  }
   m.def("orthonormal_basis",
         [](py::handle A, py::handle Q, py::handle triangle, py::handle info, double rank_tol, int threads) {
-          constexpr const char* op = "orthonormal_basis";
+          constexpr const char* op = "principal_angles";  // the public function that hands its arrays on
           const ArrayArg a(A, op, "A"), q(Q, op, "Q");
           const OptionalArrayArg r(triangle, op, "triangle"), status(info, op, "info");
           check_orthonormal_basis(a.view(), q.view(), r.view(), status.view(), kDevice);
           py::gil_scoped_release unlocked;
           orthonormal_basis_cpu(a.view(), q.view(), r.view(), status.view(), rank_tol, threads);
         });
-  m.def("pairwise_angles", [](py::handle A, py::handle B, py::handle values, py::handle info, int function,
-                              bool squared, bool padded, int threads) {
-    constexpr const char* op = "pairwise_angles";
-    const AngleParameters parameters{static_cast<AngleFunction>(function), squared, padded, true, 0};
-    const ArrayArg a(A, op, "A"), b(B, op, "B"), out(values, op, "values");
-    const OptionalArrayArg status(info, op, "info");
-    check_pairwise_angles(a.view(), b.view(), out.view(), status.view(), parameters, kDevice);
-    py::gil_scoped_release unlocked;
-    pairwise_angles_cpu(a.view(), b.view(), out.view(), status.view(), parameters, threads);
-  });
   m.def("pairwise_angles_gradient", [](py::handle A, py::handle B, py::handle upstream, py::handle phi, int function,
                                        bool squared, bool padded, int threads) {
     constexpr const char* op = "pairwise_angles_gradient";

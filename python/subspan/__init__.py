@@ -8,6 +8,14 @@ from .ops.dense import ista
 from .ops.difference_subspace import difference_subspace
 from .ops.grassmann import grassmann_exp, grassmann_transport
 from .ops.grassmann_means import flag_mean, grassmann_log, karcher_mean
+from .ops.pairwise_similarity import (
+    pairwise_cca,
+    pairwise_linear_cka,
+    pairwise_procrustes,
+    pairwise_pwcca,
+    pairwise_svcca,
+)
+from .ops.similarity import cca, linear_cka, procrustes_distance, pwcca, svcca, von_neumann_entropy
 from .ops.sinkhorn import sinkhorn
 from .ops.small_matrices import small_eigh, small_svd, small_svdvals
 from .ops.subspace_logits import subspace_logits
@@ -24,6 +32,7 @@ def __getattr__(name: str) -> object:
 
 
 __all__ = [
+    "cca",
     "class_coding_rates",
     "coding_rate",
     "covariance_contrast",
@@ -34,9 +43,17 @@ __all__ = [
     "grassmann_transport",
     "ista",
     "karcher_mean",
+    "linear_cka",
     "logdet_gram",
+    "pairwise_cca",
+    "pairwise_linear_cka",
+    "pairwise_procrustes",
+    "pairwise_pwcca",
+    "pairwise_svcca",
     "principal_angles",
     "principal_cosines",
+    "procrustes_distance",
+    "pwcca",
     "rate_operator",
     "rate_reduction",
     "sinkhorn",
@@ -47,4 +64,6 @@ __all__ = [
     "subspace_distance",
     "subspace_logits",
     "subspace_similarity",
+    "svcca",
+    "von_neumann_entropy",
 ]

@@ -13,13 +13,13 @@ def small_eigh(A: Any, values: Any, vectors: Any | None, info: Any | None, threa
 def orthonormal_basis(
     A: Any, Q: Any, triangle: Any | None, info: Any | None, rank_tol: float, threads: int, /
 ) -> None: ...
-def pairwise_angles(
+def pairwise_principal_angles(
     A: Any, B: Any, values: Any, info: Any | None, function: int, squared: bool, padded: bool, threads: int, /
 ) -> None: ...
 def pairwise_angles_gradient(
     A: Any, B: Any, upstream: Any, phi: Any, function: int, squared: bool, padded: bool, threads: int, /
 ) -> None: ...
-def subspace_angles(
+def principal_angles(
     A: Any,
     B: Any,
     values: Any,
@@ -34,6 +34,10 @@ def subspace_angles(
     threads: int,
     /,
 ) -> None: ...
+
+principal_cosines = subspace_distance = subspace_similarity = principal_angles
+pairwise_principal_cosines = pairwise_subspace_distance = pairwise_subspace_similarity = pairwise_principal_angles
+
 def subspace_angles_gradient(
     A: Any,
     B: Any,

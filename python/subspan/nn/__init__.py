@@ -5,6 +5,7 @@ from .crate import ISTA, CRATEBlock, SubspaceAttention, layer_coding_rate
 from .grassmann import GrassmannLinear, SubspaceOrthogonalityLoss
 from .membership_loss import MLCLoss
 from .self_supervised import BarlowLoss, EMPSSLLoss, SimDINOExpansion, TiCoLoss
+from .vne import VNELoss
 
 __all__ = [
     "ISTA",
@@ -19,5 +20,6 @@ __all__ = [
     "SubspaceOrthogonalityLoss",
     "TiCoLoss",
     "TotalCodingRate",
+    "VNELoss",
     "layer_coding_rate",
 ]

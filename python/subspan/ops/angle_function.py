@@ -54,12 +54,12 @@ def _backward(g: Any, saved: Any, tensors: Any, parameters: Any, scaled: Any) ->
 
 
 _op = _route.Op(
-    name="subspace_angles",
+    name="principal_angles",
     inputs=(("A", 2), ("B", 2)),
     schema=_SCHEMA,
     outputs=("compute", "int32", "compute", "compute"),
     shapes=_value_shapes,
-    kernel=_native.cpu.subspace_angles,
+    kernel=_native.cpu.principal_angles,
     composite=lambda *args: composite.subspace_angles(*args),
     backward=_backward,
     saves=(),
@@ -117,12 +117,12 @@ def _pairwise_shapes(A: Any, B: Any, function: int, *_: Any) -> tuple[tuple[int,
 
 
 _pairwise_op = _route.Op(
-    name="pairwise_angles",
+    name="pairwise_principal_angles",
     inputs=(("A", 3), ("B", 3)),
     schema=_PAIRWISE_SCHEMA,
     outputs=("compute", "int32"),
     shapes=_pairwise_shapes,
-    kernel=_native.cpu.pairwise_angles,
+    kernel=_native.cpu.pairwise_principal_angles,
     composite=lambda *args: pairwise_composite.pairwise_angles(*args),
     backward=_pairwise_backward,
     saves=(),
@@ -130,10 +130,13 @@ _pairwise_op = _route.Op(
 
 # Errors name what was called.
 _PUBLIC = ("principal_angles", "principal_cosines", "subspace_distance", "subspace_similarity")
-_paired = {name: _route.register(dataclasses.replace(_op, name=name)) for name in _PUBLIC}
-_pairwise = {
-    name: _route.register(dataclasses.replace(_pairwise_op, name=f"pairwise_{name}", public=name)) for name in _PUBLIC
-}
+_paired, _pairwise = {}, {}
+for _name in _PUBLIC:
+    _kernels = getattr(_native.cpu, _name), getattr(_native.cpu, f"pairwise_{_name}")
+    _paired[_name] = _route.register(dataclasses.replace(_op, name=_name, kernel=_kernels[0]))
+    _pairwise[_name] = _route.register(
+        dataclasses.replace(_pairwise_op, name=f"pairwise_{_name}", kernel=_kernels[1], public=_name)
+    )
 
 
 def bases(op: str, A: Any, B: Any, layout: str, rank_tol: float | None) -> tuple[Any, Any, float]:
