@@ -6,6 +6,7 @@ from .ops.coding_rate import coding_rate, logdet_gram, rate_operator, spd_logdet
 from .ops.covariance_contrast import covariance_contrast
 from .ops.dense import ista
 from .ops.difference_subspace import difference_subspace
+from .ops.flags import flag_distance, nested_overlap
 from .ops.grassmann import grassmann_exp, grassmann_transport
 from .ops.grassmann_means import flag_mean, grassmann_log, karcher_mean
 from .ops.pairwise_similarity import (
@@ -37,6 +38,7 @@ __all__ = [
     "coding_rate",
     "covariance_contrast",
     "difference_subspace",
+    "flag_distance",
     "flag_mean",
     "grassmann_exp",
     "grassmann_log",
@@ -45,6 +47,7 @@ __all__ = [
     "karcher_mean",
     "linear_cka",
     "logdet_gram",
+    "nested_overlap",
     "pairwise_cca",
     "pairwise_linear_cka",
     "pairwise_procrustes",
