@@ -14,15 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .factor import one_where
-
-
-def small_svd(M: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """U, S, V^T of M, computed in its type; NaN for an item that is not finite, where LAPACK would raise for all."""
-    good = M.isfinite().all(-1).all(-1)[..., None]
-    U, S, Vt = torch.linalg.svd(torch.where(good[..., None], M, 0), full_matrices=False)
-    valid = one_where(good, S)
-    return U * valid[..., None], S * valid, Vt * valid[..., None]
+from .small_matrices import svd
 
 
 class Sylvester(torch.autograd.Function):
@@ -69,7 +61,7 @@ class Polar(torch.autograd.Function):
 
     @staticmethod
     def forward(M: Tensor) -> Tensor:
-        U, _, Vt = small_svd(M)
+        _, U, Vt = svd(M)
         return U @ Vt
 
     @staticmethod

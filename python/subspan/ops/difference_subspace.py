@@ -10,7 +10,8 @@ import numpy as np
 
 from .. import _check
 from .grassmann import LAYOUTS
-from .grassmann_means import detached, double, namespace, on_cupy, result, small_svd, transposed
+from .grassmann_means import detached, double, namespace, on_cupy, result, transposed
+from .small_matrices import small_svd
 
 
 def difference_subspace(

@@ -10,22 +10,12 @@ import numpy as np
 from .. import _check
 from .._angle_series import ANGLE_OVER_SINE
 from .grassmann import LAYOUTS, broadcast_bases, grassmann_exp
+from .small_matrices import small_svd
 
 composite: Any = None  # without torch there is nothing to compose
 _torch: Any = _check.torch
 if _torch is not None:
     from ..composite import grassmann as composite
-    from ..composite import polar as _polar
-
-
-def small_svd(M: Any) -> tuple[Any, Any, Any]:
-    """U, S, V^T of every matrix; NaN for one that is not finite."""
-    if _check.is_torch(M):
-        return _polar.small_svd(M)
-    good = np.asarray(np.isfinite(M).all((-1, -2)))[..., None, None]
-    bad = np.where(good, 0.0, np.nan)
-    U, S, Vt = np.linalg.svd(np.where(good, M, 0), full_matrices=False)
-    return U + bad, S + bad[..., 0], Vt + bad
 
 
 def transposed(array: Any) -> Any:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import _check
+from .small_matrices import small_svdvals
 
 
 def library(array: Any) -> Any:
@@ -230,16 +231,17 @@ def _orthogonal_to(basis: Any, block: Any) -> tuple[Any, Any, Any]:
 # --- small matrices ---------------------------------------------------------------------------------------------------
 
 
-def _singular_values(M: Any) -> Any:
-    """Singular values of a batch of small matrices, descending."""
-    if _check.is_torch(M):
-        return _check.torch.linalg.svdvals(M)
-    return np.linalg.svd(M, compute_uv=False)
+#: Up to this size a matrix per SIMD lane is faster than LAPACK, one after the other.
+_SMALL = 64
 
 
 def singular_values(M: Any) -> Any:
+    """Descending; NaN for an item that is not finite."""
+    if min(M.shape[-2:]) <= _SMALL:
+        return small_svdvals(M)
     M, valid = finite_items(M)
-    return _singular_values(M) * valid[..., None]
+    values = _check.torch.linalg.svdvals(M) if _check.is_torch(M) else np.linalg.svd(M, compute_uv=False)
+    return values * valid[..., None]
 
 
 def singular_triplets(M: Any) -> tuple[Any, Any, Any]:
