@@ -5,13 +5,15 @@
 // needs: a pass reads each entry twice and writes it once for all four multiplications of the step (the operators of
 // Howell, Demmel, Fulton, Hammarling, Marmol 2008).
 #pragma once
+#include <type_traits>
+
 #include "core/workspace.h"
 
 namespace subspan {
 
 namespace bidiagonal {
 
-// Columns taken together in a pass: the vectors u, z and w are then read once for all of them.
+// Columns taken together in a pass, 1 ... 4: the vectors u, z and w are then read once for all of them.
 constexpr int kTogether = 4;
 
 constexpr index_t kFirstCache = 40000;  // bytes that stay near the core between passes
@@ -128,7 +130,6 @@ template <int Columns, class T>
 template <class Body>
 [[gnu::always_inline]] inline void by_columns(index_t from, index_t to, Body&& body) {
   for (; from + kTogether <= to; from += kTogether) body(std::integral_constant<int, kTogether>{}, from);
-  static_assert(kTogether == 4);
   if (to - from == 3) body(std::integral_constant<int, 3>{}, from);
   if (to - from == 2) body(std::integral_constant<int, 2>{}, from);
   if (to - from == 1) body(std::integral_constant<int, 1>{}, from);

@@ -32,8 +32,9 @@ struct Constant {
   static constexpr T kSafe = 1 - 16 * kEpsilon;                   // of a bound that is exact but for rounding
   static constexpr T kLeast = kFloat ? T(0x1p-62) : T(0x1p-400);  // smaller pivots are zero
   static constexpr T kUnit = kFloat ? T(0x1p-8) : T(1);           // of S1, lest S2 overflow
-  // The entry in front of a lane's. As a power of two it leaves the quotients and products with it exact, and what it
-  // adds to S1 and S2 is less than half a unit in the last place of what the first proper entry does.
+  // The entry in front of a lane's. As a power of two it leaves the quotients and products with it exact, and what all
+  // of them add to S1 and S2 is lost in rounding the first proper term, while their number times the largest eigenvalue
+  // is below 2^30.
   static constexpr T kFront = kFloat ? T(0x1p55) : T(0x1p200);
   // Its coupling, which stays from one such entry to the next and is negligible before a proper one.
   static constexpr T kFrontCoupling = 1;
@@ -225,9 +226,9 @@ void sort_descending(Vec<T>* values, index_t count) {
 }  // namespace qd
 
 // The eigenvalues of B^T B for kGroups groups of lanes: values[i * kGroups + group], descending, from the squares
-// q[i * kGroups + group] of B's diagonal and e[...] of what is beside it (its last is not read), largest between 1/4
-// and 1e8 or all zero. NaN where an entry is not finite. q and e are destroyed, values has a row more than count. Gives
-// the lanes that have not converged in `unsettled`.
+// q[i * kGroups + group] of B's diagonal and e[...] of what is beside it (its last is not read), none beyond 1e8;
+// errors are those beside a largest eigenvalue of at least 1/4. NaN where an entry is not finite or the iteration has
+// not converged, which `unsettled` then says. q and e are destroyed, values has a row more than count.
 template <Judged judged, class T>
 void qd_interleaved(qd::Entries<T> entries, index_t count, Vec<T>* values, Mask<T>* unsettled) {
   using namespace qd;
@@ -278,7 +279,8 @@ void qd_interleaved(qd::Entries<T> entries, index_t count, Vec<T>* values, Mask<
       state.total = good ? total : state.total;
       state.error = good ? error : state.error;
       // The last pivot q, coupled by g^2 = q e to a matrix whose eigenvalues are above `bound`, is closer to an
-      // eigenvalue than g and than g^2 / (bound - q), and so are the others' eigenvalues to those without it.
+      // eigenvalue than g and than g^2 / (bound - q), and so are the others' eigenvalues to those without it (Mathias
+      // 1998). That matrix is B B^T without its last row: e stays part of its last diagonal entry.
       const Vec<T> bound = laguerre<T>(state.left - 1, s.first_but, s.second_but);
       const Vec<T> next = laguerre<T>(state.left, s.first, s.second);
       const Vec<T> square = s.last * s.coupling;
@@ -321,6 +323,8 @@ void qd_interleaved(qd::Entries<T> entries, index_t count, Vec<T>* values, Mask<
   }
   for (int g = 0; g < kGroups; ++g) {
     sort_descending<T>(values + g, count);
+    const Vec<T> none = broadcast(std::numeric_limits<T>::quiet_NaN());
+    for (index_t i = 0; i < count; ++i) values[i * kGroups + g] = unsettled[g] ? none : values[i * kGroups + g];
   }
 }
 

@@ -1,6 +1,7 @@
 // small_eigh: A = Q diag(values) Q^T for many small symmetric matrices; values ascend.
 //   A (*batch, n, n) any strides, lower triangle read; values (*batch, n), vectors (*batch, n, n) = Q on request,
-//   packed; info (*batch) int32: 0, or 1 where Jacobi's method stopped before the matrix was diagonal.
+//   packed; info (*batch) int32: 0, or 1 where the iteration stopped before it had converged
+//   (values alone are NaN then).
 // An item that is not finite is NaN.
 #pragma once
 #include "core/batch.h"

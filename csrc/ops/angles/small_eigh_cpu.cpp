@@ -9,6 +9,10 @@
 namespace subspan {
 namespace {
 
+// Values alone of smaller matrices are found faster by Jacobi's method, in both types and at all levels: of two rows in
+// 2.6 ns against 7 in float32 with AVX-512, of three in 22 against 13.
+constexpr index_t kFewest = 3;
+
 template <class T>
 struct Call {
   const TensorView& A;
@@ -97,7 +101,7 @@ void small_eigh_cpu(const TensorView& A, const TensorView& values, const TensorV
                        info ? info->ptr<std::int32_t>() : nullptr, batch_count(A, 2)};
     const double size = static_cast<double>(A.size(-1));
     const double items = static_cast<double>(call.items);
-    if (call.vectors || size == 0) {
+    if (call.vectors || call.A.size(-1) < kFewest) {
       const double flops = 60 * size * (size * size + 10) * items;
       parallel_for(lane_groups<T>(call.items), useful_threads(flops, threads),
                    [&](index_t group) { decompose(call, group); });

@@ -1,7 +1,7 @@
 // small_svd: M = U diag(values) V^T for many small matrices; values descend.
 //   M (*batch, m, n) any strides; values (*batch, k), left (*batch, m, k) = U, right (*batch, k, n) = V^T with
-//   k = min(m, n), packed, left and right on request, together; info (*batch) int32: 0, or 1 where Jacobi's method
-//   stopped before its columns were orthogonal.
+//   k = min(m, n), packed, left and right on request, together; info (*batch) int32: 0, or 1 where the iteration
+//   stopped before it had converged (values alone are NaN then).
 // An item that is not finite is NaN.
 #pragma once
 #include "core/batch.h"
