@@ -29,12 +29,14 @@ def _value_shapes(A: Any, B: Any, function: int, *_: Any) -> tuple[tuple[int, ..
 _gradient = _route.register(
     _route.Op(
         name="subspace_angles_gradient",
-        inputs=(("A", 2), ("B", 2), ("value", 0), ("upstream", 0)),
+        inputs=(("A", 2), ("B", 2), ("upstream", 0)),
         schema=_SCHEMA,
         outputs=("compute", "compute"),
         shapes=lambda A, B, *_: (tuple(A.shape), tuple(B.shape)),
-        kernel=lambda A, B, value, *rest: _native.cpu.subspace_angles_gradient(A, B, *rest),
-        composite=lambda *args: composite.subspace_angles_gradient(*args),
+        kernel=_native.cpu.subspace_angles_gradient,
+        composite=lambda A, B, g, *rest: composite.subspace_angles_gradient(
+            A, B, composite.subspace_angles(A, B, *rest)[0], g, *rest
+        ),
         saves=(),
         public="subspace_distance",
     )
@@ -49,7 +51,7 @@ def _backward(g: Any, saved: Any, tensors: Any, parameters: Any, scaled: Any) ->
     if _check.torch.is_grad_enabled() or is_batched(g):
         d_A, d_B = composite.subspace_angles_gradient(A, B, value, g, *parameters)
     else:
-        d_A, d_B = _gradient(2, A, B, value, g, *parameters)
+        d_A, d_B = _gradient(2, A, B, g, *parameters)
     return d_A.to(A.dtype), d_B.to(B.dtype)
 
 
