@@ -173,15 +173,19 @@ class PrincipalPairs {
     combine<true>(wide_columns_[lane], coefficients, count_, residual);
     products(residual, residual, coefficients, count_);
     // A column without a direction of its own counts as one that is orthogonal to everything.
-    for (index_t d = 0; d < count_ && !parameters_.orthonormal; ++d) {
-      if (narrow_triangle(lane)[d * count_ + d] != 0) continue;
+    for (index_t d = 0; d < count_; ++d) {
+      if (detail::square_norm(narrow_[lane].column(d), narrow_[lane].length()) != 0) continue;
       for (index_t i = 0; i < count_; ++i) {
         for (index_t j = 0; j < count_; ++j)
           coefficients[i * count_ + j] += right_[i * count_ + d][lane] * right_[j * count_ + d][lane];
       }
     }
+    // Sines tell small angles apart. Those of angles beyond pi / 4 may be equal where their cosines are not: there the
+    // columns stay as the cosines have them.
+    const auto is_far = [&](index_t i) { return squares_[i][lane] * squares_[i][lane] <= kFar; };
     for (index_t i = 0; i < count_; ++i) {
-      for (index_t j = 0; j < count_; ++j) gram_[i * count_ + j][lane] = coefficients[i * count_ + j];
+      for (index_t j = 0; j < count_; ++j)
+        gram_[i * count_ + j][lane] = i != j && (is_far(i) || is_far(j)) ? 0 : coefficients[i * count_ + j];
     }
   }
 

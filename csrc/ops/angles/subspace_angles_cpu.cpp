@@ -1,19 +1,31 @@
+#include "core/small_matrix/complete_basis.h"
 #include "ops/angles/principal_pairs.h"
 
 namespace subspan {
 namespace {
 
-// Principal vectors of one pair into packed rows of T, from coefficients in an orthonormal basis.
+// Principal vectors of one pair into packed rows of T, from coefficients in an orthonormal basis. Directions at right
+// angles to all of the other subspace come last and without coefficients: any will do.
 template <class T, class Coefficient>
-void write_vectors(const Columns& basis, index_t count, Coefficient&& coefficient, T* out) {
+void write_vectors(const Columns& basis, const Angles& angles, Coefficient&& coefficient, T* out) {
   Workspace workspace;
+  const index_t count = angles.count;
   double* weights = workspace.take<double>(basis.count * count);
   for (index_t row = 0; row < basis.count; ++row) {
     for (index_t i = 0; i < count; ++i) weights[row * count + i] = coefficient(row, i);
   }
+  const auto is_zero = [&](index_t i) {
+    for (index_t row = 0; row < basis.count; ++row) {
+      if (weights[row * count + i] != 0) return false;
+    }
+    return true;
+  };
+  index_t given = 0;
+  while (given < count && !is_zero(given)) ++given;
+  if (given < count) complete_basis(weights, count, 1, basis.count, given, count);
   const Columns vectors = Columns::take(basis.rows, count, workspace);
   combine<false>(basis, weights, count, vectors);
-  write_rows(vectors, 0, out);
+  write_rows(vectors, count > 0 ? angles.angle[0] * 0 : 0, out);
 }
 
 }  // namespace
@@ -45,8 +57,8 @@ void subspace_angles_cpu(const TensorView& A, const TensorView& B, const TensorV
         const auto wide = [&](index_t row, index_t i) { return pairs.wide_coefficient(lane, row, i); };
         T* of_A = left->ptr<T>() + item * pairs.rows() * count;
         T* of_B = right->ptr<T>() + item * pairs.rows() * count;
-        write_vectors(pairs.narrow(lane), count, narrow, pairs.swapped() ? of_A : of_B);
-        write_vectors(pairs.wide(lane), count, wide, pairs.swapped() ? of_B : of_A);
+        write_vectors(pairs.narrow(lane), angles, narrow, pairs.swapped() ? of_A : of_B);
+        write_vectors(pairs.wide(lane), angles, wide, pairs.swapped() ? of_B : of_A);
       }
     });
   });

@@ -38,22 +38,27 @@ def orthonormal_basis(A: Tensor, orthonormal: bool, rank_tol: float) -> tuple[Te
     return Q * alive[..., None, :] + poison[..., None, None], R, alive
 
 
-def sines_and_rotation(M: Tensor, Q_A: Tensor, Q_B: Tensor, alive_B: Tensor | None) -> tuple[Tensor, ...]:
+def sines_and_rotation(M: Tensor, Q_A: Tensor, Q_B: Tensor) -> tuple[Tensor, ...]:
     """Principal coefficients U (p, r) and V (q, r), cosines and sines, by ascending angle.
 
     The sines are the singular values of the residual Q_B V - Q_A U C, which also tells apart the vectors of angles
-    whose cosines are equal to rounding.
+    whose cosines are equal to rounding. Beyond pi / 4 it is the cosines that do so: those vectors stay as they are.
     """
     C, U, Vh = svd(M)
     V = Vh.mT
-    residual = Q_B @ V - Q_A @ (U * C[..., None, :])
-    if alive_B is not None:  # a direction that is none is orthogonal to all
-        residual = torch.cat([residual, torch.where(alive_B[..., :, None], 0, V)], -2)
-    sines, _, rotation = svd(residual)
+    is_near = (C**2 > 0.5)[..., None, :]  # the first of the columns
+    # A direction that is none is orthogonal to all.
+    missing = torch.where((Q_B != 0).any(-2)[..., :, None], 0, V)
+    residual = torch.cat([Q_B @ V - Q_A @ (U * C[..., None, :]), missing], -2)
+    kept = torch.diag_embed(torch.arange(2, 2 + C.shape[-1], dtype=C.dtype, device=C.device))
+    blocks = [torch.where(is_near, residual, 0), torch.where(is_near, 0, kept).expand(*C.shape[:-1], *kept.shape)]
+    sines, _, rotation = svd(torch.cat(blocks, -2))
     rotation = rotation.mT.flip(-1)
+    lengths = torch.linalg.vector_norm(torch.where(is_near, 1, residual), dim=-2)
+    sines = torch.where(is_near[..., 0, :], sines.flip(-1), lengths)
     U, V = U @ rotation, V @ rotation
     cosines = torch.linalg.vector_norm(M @ V, dim=-2)
-    return U, V, cosines, sines.flip(-1)
+    return U, V, cosines, sines
 
 
 def bases(A: Tensor, B: Tensor, parameters: Parameters) -> tuple[Any, ...]:
@@ -69,7 +74,7 @@ def forward(A: Tensor, B: Tensor, parameters: Parameters) -> tuple[Tensor, ...]:
         return value, info, left, right
     Q_A, _, alive_A, Q_B, _, alive_B = bases(A, B, parameters)
     M = Q_A.mT @ Q_B
-    U, V, c, s = sines_and_rotation(M, Q_A, Q_B, None if parameters.orthonormal else alive_B)
+    U, V, c, s = sines_and_rotation(M, Q_A, Q_B)
     theta = torch.atan2(s, c)
     value = angle_value(parameters, theta, c, s, parameters.unpaired(A, B))
     rank = torch.minimum(alive_A.sum(-1), alive_B.sum(-1)).expand(theta.shape[:-1])
@@ -130,9 +135,9 @@ def subspace_angles_gradient(A: Tensor, B: Tensor, value: Tensor, g: Tensor, *re
             return torch.zeros_like(Q_A), torch.zeros_like(Q_B)
         swapped = A.shape[-1] < B.shape[-1]
         if swapped:
-            V, U, c, s = sines_and_rotation(M.mT, Q_B, Q_A, None if parameters.orthonormal else alive_A)
+            V, U, c, s = sines_and_rotation(M.mT, Q_B, Q_A)
         else:
-            U, V, c, s = sines_and_rotation(M, Q_A, Q_B, None if parameters.orthonormal else alive_B)
+            U, V, c, s = sines_and_rotation(M, Q_A, Q_B)
         parameters.count = count
         weights = angle_weights(parameters, g, c, s)[..., None, :]
         d_A = -((Q_B @ V - Q_A @ (U * c[..., None, :])) * weights) @ U.mT

@@ -148,9 +148,9 @@ def _phi(A: Tensor, B: Tensor, value: Tensor, g: Tensor, function: int, squared:
         first = part.stop
         products, upstream = M[..., part, :, :, :], (g[..., part, :, :] if g.ndim == M.ndim - 1 else g[..., part, :])
         if a.shape[-1] < b.shape[-1]:
-            V, U, c, s = sines_and_rotation(products.mT, b, a, None)
+            V, U, c, s = sines_and_rotation(products.mT, b, a)
         else:
-            U, V, c, s = sines_and_rotation(products, a, b, None)
+            U, V, c, s = sines_and_rotation(products, a, b)
         parts.append(U * angle_weights(full, upstream, c, s)[..., None, :] @ V.mT)
     return torch.cat(parts, -4).transpose(-3, -2)
 
