@@ -98,7 +98,7 @@ def thin_svd(X: Any, eps: float) -> tuple[Any, Any, Any]:
         return left * valid[..., None], values * valid, transposed(right) * valid[..., None]
     wide = X.shape[-2] < X.shape[-1]
     gram = X @ transposed(X) if wide else transposed(X) @ X
-    values, vectors = xp.linalg.eigh(gram)
+    values, vectors = _eigh(gram)
     values, vectors = xp.sqrt(xp.clip(xp.flip(values, (-1,)), 0.0, None)), xp.flip(vectors, (-1,))
     vectors = vectors * valid[..., None]
     inverse = apply_where(values > 0, values, lambda x: 1 / x)
@@ -235,6 +235,12 @@ def _singular_values(M: Any) -> Any:
     if _check.is_torch(M):
         return _check.torch.linalg.svdvals(M)
     return np.linalg.svd(M, compute_uv=False)
+
+
+def _eigh(gram: Any) -> tuple[Any, Any]:
+    """Eigenvalues, ascending, and eigenvectors of a batch of symmetric matrices, small or not."""
+    values, vectors = library(gram).linalg.eigh(gram)
+    return values, vectors
 
 
 def singular_values(M: Any) -> Any:
