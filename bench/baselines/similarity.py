@@ -81,6 +81,14 @@ def _above_diagonal(count: int) -> list[tuple[int, int]]:
     return [(i, j) for i in range(count) for j in range(i + 1, count)]
 
 
+def entropy_by_gram(views: Tensor) -> Tensor:
+    """Eigenvalues of the smaller Gram matrix; autograd divides by their differences only for eigenvectors."""
+    Z = torch.nn.functional.normalize(views, dim=-1)
+    gram = (Z @ Z.mT if Z.shape[-2] < Z.shape[-1] else Z.mT @ Z) / Z.shape[-2]
+    values = torch.linalg.eigvalsh(gram).clamp(min=1e-12)
+    return -(values * values.log()).sum(-1)
+
+
 # --- the code people copy ---------------------------------------------------------------------------------------
 
 
@@ -109,6 +117,17 @@ def platonic_svcca(x: Tensor, y: Tensor, rank: int) -> float:
         solver.fit(U, V)
     scores = [s + 1e-10 * np.random.randn(*s.shape) for s in solver.transform(U, V)]
     return float(np.mean([np.corrcoef(scores[0][:, i], scores[1][:, i])[0, 1] for i in range(rank)]))
+
+
+def copied_entropy(views: Tensor) -> Tensor:
+    """VNE's, one view after the other: singular values of normalised rows, with autograd through torch.svd."""
+
+    def entropy(H: Tensor) -> Tensor:
+        Z = torch.nn.functional.normalize(H, dim=1)
+        values = torch.svd(Z / math.sqrt(len(Z)))[1] ** 2
+        return -(values * torch.log(values)).nansum()
+
+    return torch.stack([entropy(H) for H in views])
 
 
 def netrep_angles(*networks: Tensor, alpha: float) -> Tensor:

@@ -16,7 +16,7 @@ import subspan
 from baselines import similarity as baseline
 from harness.case import PEER, PLAIN, SUBSPAN, Bar, Case, Variant
 
-from .coding_rate import FLOAT
+from .coding_rate import FLOAT, unit_rows
 
 SAMPLES, WIDTHS = 1024, ((768,) * 4, (1024,) * 3)
 DOUBLE = 8  # bytes
@@ -97,6 +97,25 @@ def networks(name: str, op: str, alpha: float, plain: Any, ours: Any, factorisat
     )
 
 
+def von_neumann_entropy(views: int, n: int, d: int, source: str) -> Case:
+    """Floor: half a Gram matrix of the smaller side, 9 s^3 for its eigenvectors, the product with H in the gradient."""
+    small, large = sorted((n, d))
+    return Case(
+        name=f"von_neumann_entropy {views}×({n}×{d})",
+        op="von_neumann_entropy",
+        make_inputs=lambda seed, device: (unit_rows(seed, device, views, n, d),),
+        variants=(
+            Variant(PEER, "VNE", baseline.copied_entropy),
+            Variant(PLAIN, "eigvalsh", baseline.entropy_by_gram),
+            Variant(SUBSPAN, "subspan", subspan.von_neumann_entropy),
+        ),
+        reference=baseline.entropy_by_gram,
+        flops=views * (3 * small**2 * large + 9 * small**3),
+        bytes=2 * FLOAT * views * n * d,
+        source=source,
+    )
+
+
 CASES = (
     all_layers(
         "CKA",
@@ -135,4 +154,6 @@ CASES = (
         lambda networks: subspan.pairwise_cca(networks).clamp(max=1).acos(),
         4.0,
     ),
+    von_neumann_entropy(6, 64, 256, "I-VNE"),
+    von_neumann_entropy(1, 4096, 256, "VNE, a batch of ImageNet features"),
 )

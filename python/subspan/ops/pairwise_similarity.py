@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from .. import _check
-from . import representations
+from . import measures, representations
 from .similarity import _METRICS, check_debiased
 
 
@@ -50,9 +50,9 @@ def pairwise_cca(Xs: Any, Ys: Any = None, *, rank_tol: float | None = None) -> A
     tolerance = representations.check_tolerance(op, rank_tol)
 
     def space(array: Any, eps: float) -> Any:
-        return representations.whole_space(array, eps, tolerance)
+        return measures.whole_space(array, eps, tolerance)
 
-    return _evaluate(xs, ys, space, representations.mean_correlations)
+    return _evaluate(xs, ys, space, measures.mean_correlations)
 
 
 def pairwise_svcca(Xs: Any, Ys: Any = None, *, rank: int | None = None, energy: float = 0.99) -> Any:
@@ -94,9 +94,9 @@ def pairwise_svcca(Xs: Any, Ys: Any = None, *, rank: int | None = None, energy: 
     rank, energy = representations.check_truncation(op, rank, energy)
 
     def space(array: Any, eps: float) -> Any:
-        return representations.truncated_space(array, eps, rank, energy)
+        return measures.truncated_space(array, eps, rank, energy)
 
-    return _evaluate(xs, ys, space, representations.mean_correlations, own_type=True)
+    return _evaluate(xs, ys, space, measures.mean_correlations, own_type=True)
 
 
 def pairwise_pwcca(Xs: Any, Ys: Any = None, *, rank_tol: float | None = None) -> Any:
@@ -135,12 +135,12 @@ def pairwise_pwcca(Xs: Any, Ys: Any = None, *, rank_tol: float | None = None) ->
     tolerance = representations.check_tolerance(op, rank_tol)
 
     def compute(arrays: list[Any], eps: float) -> Any:
-        spaces = [representations.whole_space(array, eps, tolerance) for array in arrays]
+        spaces = [measures.whole_space(array, eps, tolerance) for array in arrays]
         right = spaces if ys is None else spaces[len(xs) :]
         return representations.table(
             list(range(len(xs))),
             list(range(len(right))),
-            lambda i, j: representations.projection_weighted(arrays[i], spaces[i], right[j], eps),
+            lambda i, j: measures.projection_weighted(arrays[i], spaces[i], right[j], eps),
         )
 
     return representations.evaluate(compute, [*xs, *(ys or ())])
@@ -186,7 +186,7 @@ def pairwise_linear_cka(Xs: Any, Ys: Any = None, *, debiased: bool = False) -> A
 
     def compute(arrays: list[Any], eps: float) -> Any:
         right = None if ys is None else arrays[len(xs) :]
-        return representations.kernel_alignment(arrays[: len(xs)], right, debiased, eps)
+        return measures.kernel_alignment(arrays[: len(xs)], right, debiased, eps)
 
     return representations.evaluate(compute, [*xs, *(ys or ())], own_type=True)
 
@@ -236,11 +236,11 @@ def pairwise_procrustes(Xs: Any, Ys: Any = None, *, metric: str = "chordal") -> 
         return representations.table(
             left,
             right,
-            lambda i, j: representations.procrustes(left[i], columns[j], angular),
-            lambda i: representations.own_distance(left[i], angular),
+            lambda i, j: measures.procrustes(left[i], columns[j], angular),
+            lambda i: measures.own_distance(left[i], angular),
         )
 
-    return _evaluate(xs, ys, representations.shape_of, pairs)
+    return _evaluate(xs, ys, measures.shape_of, pairs)
 
 
 def _evaluate(xs: list[Any], ys: list[Any] | None, factor: Any, pairs: Any, own_type: bool = False) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from .. import _check
-from . import representations
+from . import measures, representations
 
 _METRICS = {"chordal": 0, "angular": 1}
 
@@ -61,8 +61,8 @@ def cca(X: Any, Y: Any, *, rank_tol: float | None = None) -> Any:
     tolerance = representations.check_tolerance(op, rank_tol)
 
     def compute(arrays: list[Any], eps: float) -> Any:
-        x, y = (representations.whole_space(array, eps, tolerance) for array in arrays)
-        return representations.correlations(x, y, min(X.shape[-1], Y.shape[-1]))
+        x, y = (measures.whole_space(array, eps, tolerance) for array in arrays)
+        return measures.correlations(x, y, min(X.shape[-1], Y.shape[-1]))
 
     return representations.evaluate(compute, [X, Y])
 
@@ -122,9 +122,9 @@ def svcca(X: Any, Y: Any, *, rank: int | None = None, energy: float = 0.99, retu
     width = min(X.shape[-1], Y.shape[-1], X.shape[-1] if rank is None else rank)
 
     def compute(arrays: list[Any], eps: float) -> Any:
-        x, y = (representations.truncated_space(array, eps, rank, energy) for array in arrays)
-        values = representations.correlations(x, y, width)
-        mean = values.sum(-1) / representations.fewest(x, y)
+        x, y = (measures.truncated_space(array, eps, rank, energy) for array in arrays)
+        values = measures.correlations(x, y, width)
+        mean = values.sum(-1) / measures.fewest(x, y)
         return (mean, values) if return_correlations else mean
 
     return representations.evaluate(compute, [X, Y], own_type=True)
@@ -172,8 +172,8 @@ def pwcca(X: Any, Y: Any, *, rank_tol: float | None = None) -> Any:
     tolerance = representations.check_tolerance(op, rank_tol)
 
     def compute(arrays: list[Any], eps: float) -> Any:
-        x, y = (representations.whole_space(array, eps, tolerance) for array in arrays)
-        return representations.projection_weighted(arrays[0], x, y, eps)
+        x, y = (measures.whole_space(array, eps, tolerance) for array in arrays)
+        return measures.projection_weighted(arrays[0], x, y, eps)
 
     return representations.evaluate(compute, [X, Y])
 
@@ -222,7 +222,7 @@ def linear_cka(X: Any, Y: Any, *, debiased: bool = False) -> Any:
     check_debiased(op, X, debiased, "X")
 
     def compute(arrays: list[Any], eps: float) -> Any:
-        return representations.kernel_alignment(arrays[:1], arrays[1:], debiased, eps)[..., 0, 0]
+        return measures.kernel_alignment(arrays[:1], arrays[1:], debiased, eps)[..., 0, 0]
 
     return representations.evaluate(compute, [X, Y], own_type=True)
 
@@ -272,8 +272,8 @@ def procrustes_distance(X: Any, Y: Any, *, metric: str = "chordal") -> Any:
     angular = bool(_check.choice(op, "metric", metric, _METRICS))
 
     def compute(arrays: list[Any], eps: float) -> Any:
-        x, y = (representations.shape_of(array, eps) for array in arrays)
-        return representations.procrustes(x, y, angular)
+        x, y = (measures.shape_of(array, eps) for array in arrays)
+        return measures.procrustes(x, y, angular)
 
     return representations.evaluate(compute, [X, Y])
 
@@ -303,11 +303,12 @@ def von_neumann_entropy(H: Any, *, normalize: bool = True) -> Any:
 
     Cost:
         With s the smaller and b the larger of n and d, 2 s^2 b flops for a Gram matrix and 4/3 s^3 for its eigenvalues,
-        with a gradient about 9 s^3 for its eigenvectors and 2 s^2 b for the product with H; all in float64. On CUDA
+        with a gradient about 9 s^3 for its eigenvectors and 4 s^2 b for products with H; all in float64 but for
+        the normalisation. On CUDA
         torch's eigenvalues synchronise.
 
     Gradient:
-        To H before normalisation -(2/n) H (log C + I) on the range of C: in a direction that vanishes, the factor H
+        To the normalised rows -(2/n) H (log C + I) on the range of C: in a direction that vanishes, the factor H
         makes the limit 0. No difference of eigenvalues in it. The second derivative takes divided differences of the
         logarithm, exact at coinciding eigenvalues; it is infinite in truth where both H and its change enter a
         direction that C lacks, where 0 is taken. Third derivatives raise. Eigenvectors and the Gram matrix are saved.
@@ -324,4 +325,4 @@ def von_neumann_entropy(H: Any, *, normalize: bool = True) -> Any:
     op = "von_neumann_entropy"
     _check.matrix(op, "H", H)
     _check.flag(op, "normalize", normalize)
-    return representations.evaluate(lambda arrays, eps: representations.entropy(arrays[0], normalize), [H])
+    return representations.evaluate(lambda arrays, eps: measures.entropy(arrays[0], normalize), [H], True)

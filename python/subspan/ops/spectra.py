@@ -99,7 +99,7 @@ def thin_svd(X: Any, eps: float) -> tuple[Any, Any, Any]:
         return left * valid[..., None], values * valid, transposed(right) * valid[..., None]
     wide = X.shape[-2] < X.shape[-1]
     gram = X @ transposed(X) if wide else transposed(X) @ X
-    values, vectors = xp.linalg.eigh(gram)
+    values, vectors = _eigh(gram)
     values, vectors = xp.sqrt(xp.clip(xp.flip(values, (-1,)), 0.0, None)), xp.flip(vectors, (-1,))
     vectors = vectors * valid[..., None]
     inverse = apply_where(values > 0, values, lambda x: 1 / x)
@@ -233,6 +233,12 @@ def _orthogonal_to(basis: Any, block: Any) -> tuple[Any, Any, Any]:
 
 #: Up to this size a matrix per SIMD lane is faster than LAPACK, one after the other.
 _SMALL = 64
+
+
+def _eigh(gram: Any) -> tuple[Any, Any]:
+    """Eigenvalues, ascending, and eigenvectors of a batch of symmetric matrices, small or not."""
+    values, vectors = library(gram).linalg.eigh(gram)
+    return values, vectors
 
 
 def singular_values(M: Any) -> Any:
