@@ -4,6 +4,8 @@
 
 #include "bindings/array_arg.h"
 #include "core/cuda/device.h"
+#include "ops/angles/small_eigh.h"
+#include "ops/angles/small_svd.h"
 #include "ops/coding_rate/khatri_rao.h"
 #include "ops/coding_rate/packed_logdet.h"
 #include "ops/coding_rate/spd_logdet.h"
@@ -15,11 +17,33 @@
 namespace subspan {
 namespace {
 
+DType dtype_of_size(const char* name, int itemsize) {
+  CHECK(itemsize == 4 || itemsize == 8, name, ": itemsize: expected 4 or 8, got ", itemsize);
+  return itemsize == 4 ? DType::f32 : DType::f64;
+}
+
 // Registers <op>_max_...(itemsize, device): the largest order whose matrices `limit` says fit.
 void bind_limit(py::module_& m, const char* name, std::int64_t (*limit)(DType, int)) {
-  m.def(name, [name, limit](int itemsize, int device) {
-    CHECK(itemsize == 4 || itemsize == 8, name, ": itemsize: expected 4 or 8, got ", itemsize);
-    return limit(itemsize == 4 ? DType::f32 : DType::f64, device);
+  m.def(name, [name, limit](int itemsize, int device) { return limit(dtype_of_size(name, itemsize), device); });
+}
+
+void bind_angles(py::module_& m) {
+  m.def("small_eigh", [](py::handle A, py::handle values, py::handle vectors, py::handle info, std::uintptr_t stream) {
+    const ArrayArg a(A, "small_eigh", "A"), out(values, "small_eigh", "values");
+    const OptionalArrayArg q(vectors, "small_eigh", "vectors"), status(info, "small_eigh", "info");
+    py::gil_scoped_release unlocked;
+    small_eigh_cuda(a.view(), out.view(), q.view(), status.view(), reinterpret_cast<void*>(stream));
+  });
+  m.def("small_svd",
+        [](py::handle M, py::handle values, py::handle left, py::handle right, py::handle info, std::uintptr_t stream) {
+          constexpr const char* op = "small_svd";
+          const ArrayArg a(M, op, "M"), out(values, op, "values");
+          const OptionalArrayArg u(left, op, "left"), v(right, op, "right"), status(info, op, "info");
+          py::gil_scoped_release unlocked;
+          small_svd_cuda(a.view(), out.view(), u.view(), v.view(), status.view(), reinterpret_cast<void*>(stream));
+        });
+  m.def("small_svd_max_length", [](int itemsize, std::int64_t rank, int device) {
+    return small_svd_cuda_max_length(dtype_of_size("small_svd_max_length", itemsize), rank, device);
   });
 }
 
@@ -64,6 +88,7 @@ PYBIND11_MODULE(SUBSPAN_MODULE_NAME, m, pybind11::mod_gil_not_used()) {
   m.attr("version") = SUBSPAN_VERSION;
   m.attr("cuda_version") = kCudaVersion;
   m.def("device_count", &device_count);
+  bind_angles(m);
   bind_coding_rate(m);
 #ifdef SUBSPAN_CUDA_EMULATED
   m.attr("sanitized") = emulator::kSanitized;

@@ -303,3 +303,10 @@ template <class T>
 T __shfl_xor_sync(unsigned mask, T value, int lane_mask) {
   return subspan::emulator::exchange(mask, value, threadIdx.x % 32 ^ lane_mask);
 }
+
+// Of all lanes of a warp only.
+inline int __any_sync(unsigned mask, bool predicate) {
+  int any = predicate;
+  for (int step = 16; step > 0; step /= 2) any |= subspan::emulator::exchange(mask, any, threadIdx.x % 32 ^ step);
+  return any;
+}

@@ -16,7 +16,9 @@ namespace subspan {
 constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
 template <class T>
-constexpr T kNaN = std::numeric_limits<T>::quiet_NaN();  // a constant, because the function is for the host only
+constexpr T kNaN = std::numeric_limits<T>::quiet_NaN();  // constants, because the functions are for the host only
+template <class T>
+constexpr T kInfinity = std::numeric_limits<T>::infinity();
 
 #ifdef SUBSPAN_CUDA_EMULATED
 

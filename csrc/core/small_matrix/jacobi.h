@@ -5,8 +5,7 @@
 // of square roots overlap. A lane rotates only where its own pair is not yet orthogonal: what it computes does not
 // depend on the matrices beside it.
 #pragma once
-#include <limits>
-
+#include "core/small_matrix/jacobi_constants.h"
 #include "core/workspace.h"
 
 namespace subspan {
@@ -48,16 +47,8 @@ class RoundRobin {
 
 namespace jacobi {
 
-constexpr int kMaxSweeps = 30;  // a random 32 x 32 matrix takes 7 in float32 and 9 in float64
 // Pairs rotated together: enough to hide the latency of square roots, few enough to stay in the first cache.
 constexpr int kTogether = 4;
-
-// Squares of squared norms must not underflow: columns shorter than this, beside a largest one of at least 1, are taken
-// for rounding errors of the others and stay as they are.
-template <class T>
-constexpr T kNegligible = sizeof(T) == 4 ? T(1e-9) : T(1e-72);
-template <class T>
-constexpr T kTiny = sizeof(T) == 4 ? T(2e-38) : T(1e-300);
 
 template <class T>
 inline Vec<T> absolute(Vec<T> v) {
@@ -163,8 +154,6 @@ Mask<T> svd_interleaved(Vec<T>* x, index_t rows, index_t count, Vec<T>* right, V
   for (index_t c = 0; c < count; ++c) values[c] = square_root(dot<T>(x + c * rows, x + c * rows, rows));
   return unsettled;
 }
-
-enum class Precision { kNormwise, kRelative };
 
 // A = Q diag(values) Q^T for kLanes symmetric matrices, entry (r, c) at a[r * size + c], of which both triangles are
 // read and destroyed; vectors[c * size + i] becomes entry (i, c) of Q unless null. Not sorted. To kNormwise an

@@ -23,5 +23,8 @@ inline void check_small_eigh(const TensorView& A, const TensorView& values, cons
 
 void small_eigh_cpu(const TensorView& A, const TensorView& values, const TensorView* vectors, const TensorView* info,
                     int threads);
+// Of matrices of order at most 32.
+void small_eigh_cuda(const TensorView& A, const TensorView& values, const TensorView* vectors, const TensorView* info,
+                     void* stream);
 
 }  // namespace subspan

@@ -25,5 +25,11 @@ inline void check_small_svd(const TensorView& M, const TensorView& values, const
 
 void small_svd_cpu(const TensorView& M, const TensorView& values, const TensorView* left, const TensorView* right,
                    const TensorView* info, int threads);
+void small_svd_cuda(const TensorView& M, const TensorView& values, const TensorView* left, const TensorView* right,
+                    const TensorView* info, void* stream);
+
+// The longest longer side of a matrix with `rank` rows or columns on the shorter one that small_svd_cuda takes: 0
+// beyond 32 of them.
+std::int64_t small_svd_cuda_max_length(DType dtype, std::int64_t rank, int device);
 
 }  // namespace subspan

@@ -21,6 +21,16 @@ def _svd_shapes(M: Any) -> tuple[tuple[int, ...], ...]:
     return (*batch, rank), (*batch, rows, rank), (*batch, rank, columns), tuple(batch)
 
 
+def _real(M: Any) -> bool:
+    return M.dtype in (_check.torch.float32, _check.torch.float64)
+
+
+def _svd_cuda_serves(M: Any) -> bool:
+    if not _real(M):
+        return False
+    return bool(max(M.shape[-2:]) <= _native.cuda().small_svd_max_length(M.element_size(), _rank(M), M.device.index))
+
+
 _small_svd = _route.register(
     _route.Op(
         name="small_svd",
@@ -33,6 +43,8 @@ _small_svd = _route.register(
         backward=lambda g, saved, tensors, parameters, scaled: (_as(composite.svd_gradient(*saved, *g), tensors[0]),),
         saves=(),
         graded=3,
+        cuda_kernel=lambda *args: _native.cuda().small_svd(*args),
+        cuda_serves=_svd_cuda_serves,
     )
 )
 
@@ -55,6 +67,8 @@ _small_svdvals = _route.register(
         gradient=lambda M: (),  # backward needs nothing but the matrix
         backward=_values_backward,
         saves=(),
+        cuda_kernel=lambda M, values, info, stream: _native.cuda().small_svd(M, values, None, None, info, stream),
+        cuda_serves=_svd_cuda_serves,
     )
 )
 
@@ -70,6 +84,8 @@ _small_eigh = _route.register(
         backward=lambda g, saved, tensors, parameters, scaled: (_as(composite.eigh_gradient(*saved, *g), tensors[0]),),
         saves=(),
         graded=2,
+        cuda_kernel=lambda *args: _native.cuda().small_eigh(*args),
+        cuda_serves=lambda A: _real(A) and A.shape[-1] <= 32,
     )
 )
 
