@@ -119,7 +119,12 @@ __device__ bool rotate_columns(T& a, T& b, T g, T threshold, Rotation<T>& rotati
   const T along = g * reciprocal_sqrt(a + jacobi::kTiny<T>);  // g^2 and a b may underflow
   const bool wanted = along * along > threshold * b && a > negligible && b > negligible;
   rotation = Rotation<T>();
-  if (wanted) rotation = orthogonalizing(a, b, g);
+  if (wanted) {
+    rotation = orthogonalizing(a, b, g);
+    // A rounding error below zero would sort the zeros beyond the last column before this one.
+    a = a < 0 ? T(0) : a;
+    b = b < 0 ? T(0) : b;
+  }
   if (!(b > a)) return wanted;
   // Rotating by a further quarter turn sorts the columns at no cost.
   const T longer = b, c = rotation.cosine;

@@ -69,7 +69,8 @@ __device__ T shared_sum(T value, int lanes) {
   return value;
 }
 
-// As svd_group, of a matrix that the warp has just written.
+// As svd_group, of a matrix that the warp has just written. Leaves the squared norms in m.squares: the last sweep has
+// found them and changed nothing.
 template <bool Vectors, class T>
 __device__ bool svd_shared(const SharedColumns<T>& m, T threshold) {
   const int lane = threadIdx.x % kWarp, seats = next_power_of_two(m.columns);

@@ -184,9 +184,7 @@ __global__ void __launch_bounds__(kThreads, 8)
   T longest = 0;
   for (int c = 0; c < columns; ++c) {
     T* column = m.x + c * m.x_stride;
-    T square = 0;
-    for (int i = lane; i < rows; i += kWarp) square += column[i] * column[i];
-    const T norm = std::sqrt(group_sum<kWarp>(square));
+    const T norm = std::sqrt(m.squares[c]);
     if (c == 0) longest = norm;
     if (dependent(norm, longest) && c < solid) solid = c;
     if (lane == 0) problem.values[index * columns + c] = norm * power;
