@@ -148,4 +148,64 @@ inline void transpose_square(Vec<T> (&rows)[kLanes<T>]) {
   }
 }
 
+namespace detail {
+template <class T>
+struct HalfVectorOf {
+  typedef T type __attribute__((vector_size(kVectorBytes / 2)));
+};
+template <class T, int... I>
+inline Vec<T> zip_halves_low(Vec<T> a, Vec<T> b, std::integer_sequence<int, I...>) {
+  constexpr int half = kLanes<T> / 2;
+  return __builtin_shufflevector(a, b, (I / half * half + I % half / 2 + (I % 2) * kLanes<T>)...);
+}
+template <class T, int... I>
+inline Vec<T> zip_halves_high(Vec<T> a, Vec<T> b, std::integer_sequence<int, I...>) {
+  constexpr int half = kLanes<T> / 2;
+  return __builtin_shufflevector(a, b, (I / half * half + half / 2 + I % half / 2 + (I % 2) * kLanes<T>)...);
+}
+template <class T, int... I>
+inline Vec<T> join(typename HalfVectorOf<T>::type a, typename HalfVectorOf<T>::type b,
+                   std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(a, b, I...);
+}
+template <class T, int... I>
+inline typename HalfVectorOf<T>::type half_from(Vec<T> v, int first, std::integer_sequence<int, I...>) {
+  return first == 0 ? __builtin_shufflevector(v, v, I...) : __builtin_shufflevector(v, v, (I + kLanes<T> / 2)...);
+}
+}  // namespace detail
+
+// Two half vectors side by side, and their inverse.
+template <class T>
+inline Vec<T> load_halves(const T* low, const T* high) {
+  typename detail::HalfVectorOf<T>::type a, b;
+  std::memcpy(&a, low, sizeof a);
+  std::memcpy(&b, high, sizeof b);
+  return detail::join<T>(a, b, std::make_integer_sequence<int, kLanes<T>>{});
+}
+template <class T>
+inline void store_halves(T* low, T* high, Vec<T> v) {
+  using Half = std::make_integer_sequence<int, kLanes<T> / 2>;
+  const auto a = detail::half_from<T>(v, 0, Half{}), b = detail::half_from<T>(v, 1, Half{});
+  std::memcpy(low, &a, sizeof a);
+  std::memcpy(high, &b, sizeof b);
+}
+
+// As transpose_square, of two squares of half the size side by side.
+template <class T>
+inline void transpose_half_squares(Vec<T> (&rows)[kLanes<T> / 2]) {
+  constexpr int half = kLanes<T> / 2;
+  using Lanes = std::make_integer_sequence<int, kLanes<T>>;
+#pragma GCC unroll 4
+  for (int step = 1; step < half; step *= 2) {
+    Vec<T> next[half];
+#pragma GCC unroll 8
+    for (int i = 0; i < half / 2; ++i) {
+      next[2 * i] = detail::zip_halves_low<T>(rows[i], rows[i + half / 2], Lanes{});
+      next[2 * i + 1] = detail::zip_halves_high<T>(rows[i], rows[i + half / 2], Lanes{});
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < half; ++i) rows[i] = next[i];
+  }
+}
+
 }  // namespace subspan

@@ -11,15 +11,16 @@ namespace subspan {
 struct Square {
   Panels<double> panels;
   index_t size = 0;
+  index_t stored = 0;  // entries, with the padding
 
   static Square take(index_t size, Workspace& workspace) {
     const index_t depth = round_up(size, kTileRows);
-    Square square{{nullptr, depth, panel_width<double>(size)}, size};
-    square.panels.data = workspace.take<double>(square.elements());
-    std::fill_n(square.panels.data, square.elements(), 0.0);
+    const index_t stored = panel_elements<double>(depth, size);
+    const Square square{{workspace.take<double>(stored), depth, panel_width<double>(size)}, size, stored};
+    std::fill_n(square.panels.data, stored, 0.0);
     return square;
   }
-  index_t elements() const { return panel_elements<double>(panels.depth, size); }
+  index_t elements() const { return stored; }
   double* data() const { return panels.data; }
   // Most squares are one panel: no division then.
   double& operator()(index_t row, index_t column) const {
@@ -97,13 +98,22 @@ inline void cholesky_in_place(const Square& A) {
   }
 }
 
-// X = X L^-T
-inline void solve_right_transposed(const Square& X, const Square& L) {
-  for (index_t row = 0; row < X.size; ++row) {
-    for (index_t c = 0; c < X.size; ++c) {
-      const double value = X(row, c) / L(c, c);
-      X(row, c) = value;
-      for (index_t later = c + 1; later < X.size; ++later) X(row, later) -= L(later, c) * value;
+// X = X R^-1 for the upper triangle R. Rows are contiguous within a panel; what is done to one row does not wait for
+// another, so they take turns.
+inline void solve_right(const Square& X, const Square& R) {
+  const index_t width = X.panels.width;
+  for (index_t c = 0; c < X.size; ++c) {
+    const double inverse = 1 / R(c, c);
+    for (index_t row = 0; row < X.size; ++row) X(row, c) *= inverse;
+    for (index_t first = c + 1; first < X.size;) {
+      const index_t end = std::min(X.size, (first / width + 1) * width);
+      const double* r = &R(c, first);
+      for (index_t row = 0; row < X.size; ++row) {
+        const double value = X(row, c);
+        double* x = &X(row, first);
+        for (index_t i = 0; i < end - first; ++i) x[i] -= r[i] * value;
+      }
+      first = end;
     }
   }
 }

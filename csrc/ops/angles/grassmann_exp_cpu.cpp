@@ -21,14 +21,16 @@ class Item {
         functions_(X.count(), workspace),
         projection_(X.count(), 2, workspace),
         geodesic_(X.count(), 2, workspace),
-        buffers_(workspace.take<T>(3 * X.buffer_size() * team_size)) {}
+        buffers_(workspace.take<T>(3 * X.buffer_size() * team_size)),
+        doubles_(workspace.take<double>(2 * X.buffer_size() * team_size)) {}
 
   // By every member of the team.
   void run(Team team) {
     if (project_) {
       chunks_.each_block(team, [&](index_t chunk, index_t first, index_t size) {
-        add_dots(X_.read(first, size, buffer(team, 0)), D_.read(first, size, buffer(team, 1)), size, false,
-                 cross_.part(chunk));
+        const Block<T> x = X_.read(first, size, buffer(team, 0)), d = D_.read(first, size, buffer(team, 1));
+        add_dots(in_double(x, X_.count(), size, doubles(team, 0)), in_double(d, X_.count(), size, doubles(team, 1)),
+                 size, false, cross_.part(chunk));
       });
       team.barrier();
       if (team.rank() == 0) set_projection();
@@ -40,7 +42,8 @@ class Item {
     chunks_.each_block(team, [&](index_t chunk, index_t first, index_t size) {
       const Block<T> block = tangent.read(first, size, buffer(team, 1));
       const Square& gram = gram_.part(chunk);
-      add_dots(block, block, size, true, gram);
+      const Block<double> exact = in_double(block, X_.count(), size, doubles(team, 0));
+      add_dots(exact, exact, size, true, gram);
       gram(0, 0) += finite_probe(X_.read(first, size, buffer(team, 0)), X_.count(), size);
     });
     team.barrier();
@@ -74,6 +77,7 @@ class Item {
   }
 
   T* buffer(Team team, int which) const { return buffers_ + (3 * team.rank() + which) * X_.buffer_size(); }
+  double* doubles(Team team, int which) const { return doubles_ + (2 * team.rank() + which) * X_.buffer_size(); }
 
   LongVectors<T> X_, D_, result_;
   bool project_;
@@ -82,6 +86,7 @@ class Item {
   RotationFunctions functions_;
   Combination<T> projection_, geodesic_;
   T* buffers_;
+  double* doubles_;
 };
 
 }  // namespace

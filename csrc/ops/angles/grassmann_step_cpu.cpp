@@ -87,11 +87,12 @@ class Coefficients {
     add_scaled(squares_, 1, more_);
     add_scaled(squares_, 1, work_);
     cholesky_in_place(squares_);
-    solve_right_transposed(of_basis, squares_);
-    solve_right_transposed(of_update, squares_);
+    transpose_into(work_, squares_);
+    solve_right(of_basis, work_);
+    solve_right(of_update, work_);
     if (!transported) return;
     for (const Square* part : {&buffer_of_basis, &buffer_of_update, &buffer_of_b}) {
-      solve_right_transposed(*part, squares_);
+      solve_right(*part, work_);
     }
   }
 
@@ -119,18 +120,23 @@ class Item {
         coefficients_(P.count(), workspace),
         next_(P.count(), 2, workspace),
         next_buffer_(transported_ ? P.count() : 0, 3, workspace),
-        scratch_(workspace.take<T>(kBuffers * P.buffer_size() * team_size)) {}
+        scratch_(workspace.take<T>(kBuffers * P.buffer_size() * team_size)),
+        doubles_(workspace.take<double>(3 * P.buffer_size() * team_size)) {}
 
   // By every member of the team.
   void run(Team team) {
     chunks_.each_block(team, [&](index_t chunk, index_t first, index_t size) {
       const Sources in = read(first, size, team);
-      add_dots(in.P, in.P, size, true, PP_.part(chunk));
-      add_dots(in.P, in.u, size, false, Pu_.part(chunk));
-      add_dots(in.u, in.u, size, true, uu_.part(chunk));
+      const index_t k = P_.count();
+      const Block<double> P = in_double(in.P, k, size, doubles(team, 0)),
+                          u = in_double(in.u, k, size, doubles(team, 1));
+      add_dots(P, P, size, true, PP_.part(chunk));
+      add_dots(P, u, size, false, Pu_.part(chunk));
+      add_dots(u, u, size, true, uu_.part(chunk));
       if (!separate_) return;
-      add_dots(in.P, in.b, size, false, Pb_.part(chunk));
-      add_dots(in.u, in.b, size, false, ub_.part(chunk));
+      const Block<double> b = in_double(in.b, k, size, doubles(team, 2));
+      add_dots(P, b, size, false, Pb_.part(chunk));
+      add_dots(u, b, size, false, ub_.part(chunk));
     });
     team.barrier();
     if (team.rank() == 0) set_coefficients();
@@ -199,6 +205,7 @@ class Item {
   }
 
   T* scratch(Team team, int which) const { return scratch_ + (kBuffers * team.rank() + which) * P_.buffer_size(); }
+  double* doubles(Team team, int which) const { return doubles_ + (3 * team.rank() + which) * P_.buffer_size(); }
 
   LongVectors<T> P_, gradient_;
   const LongVectors<T>* buffer_;
@@ -209,6 +216,7 @@ class Item {
   Coefficients coefficients_;
   Combination<T> next_, next_buffer_;
   T* scratch_;
+  double* doubles_;
 };
 
 }  // namespace

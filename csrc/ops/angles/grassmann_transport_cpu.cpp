@@ -21,7 +21,8 @@ class Item {
         functions_(X.count(), workspace),
         coefficients_(Square::take(X.count(), workspace)),
         moved_(X.count(), 3, workspace),
-        buffers_(workspace.take<T>(kBuffers * X.buffer_size() * team_size)) {}
+        buffers_(workspace.take<T>(kBuffers * X.buffer_size() * team_size)),
+        doubles_(workspace.take<double>(2 * X.buffer_size() * team_size)) {}
 
   // By every member of the team.
   void run(Team team) {
@@ -29,8 +30,9 @@ class Item {
       const Block<T> d = D_.read(first, size, buffer(team, 1));
       const Block<T> v = V_.read(first, size, buffer(team, 2));
       const Square& gram = gram_.part(chunk);
-      add_dots(d, d, size, true, gram);
-      add_dots(d, v, size, false, cross_.part(chunk));
+      const Block<double> exact = in_double(d, X_.count(), size, doubles(team, 0));
+      add_dots(exact, exact, size, true, gram);
+      add_dots(exact, in_double(v, X_.count(), size, doubles(team, 1)), size, false, cross_.part(chunk));
       gram(0, 0) += finite_probe(X_.read(first, size, buffer(team, 0)), X_.count(), size);
       gram(0, 0) += finite_probe(v, V_.count(), size);
     });
@@ -62,6 +64,7 @@ class Item {
   }
 
   T* buffer(Team team, int which) const { return buffers_ + (kBuffers * team.rank() + which) * X_.buffer_size(); }
+  double* doubles(Team team, int which) const { return doubles_ + (2 * team.rank() + which) * X_.buffer_size(); }
 
   LongVectors<T> X_, D_, V_, result_;
   Chunks chunks_;
@@ -70,6 +73,7 @@ class Item {
   Square coefficients_;
   Combination<T> moved_;
   T* buffers_;
+  double* doubles_;
 };
 
 }  // namespace

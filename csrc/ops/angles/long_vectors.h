@@ -34,7 +34,7 @@ class LongVectors {
   index_t length() const { return length_; }
   index_t count() const { return count_; }
   // Entries that a buffer for one block needs.
-  index_t buffer_size() const { return std::max<index_t>(count_, 1) * kBlockLength; }
+  index_t buffer_size() const { return count_ * kBlockLength; }
 
   // Entries [first, first + size) of all vectors: where they lie, or a packed and converted copy in `buffer`.
   Block<T> read(index_t first, index_t size, T* buffer) const {
@@ -73,7 +73,7 @@ class LongVectors {
   }
 
  private:
-  static constexpr index_t lanes = kLanes<T>;
+  static constexpr index_t lanes = kLanes<T>, half = lanes / 2;
   static constexpr DType own_type() { return sizeof(T) == 4 ? DType::f32 : DType::f64; }
   static void pad(T* vector, index_t size) {
     for (index_t i = size; i < round_up(size, lanes); ++i) vector[i] = 0;
@@ -88,9 +88,9 @@ class LongVectors {
       for (index_t j = 0; j < count_; j += lanes) {
         const index_t wide = std::min(lanes, count_ - j);
         T* out = buffer + j * kBlockLength + i;
-        if (rows.in_place() && present == lanes && (wide == lanes || wide == lanes / 2)) {
+        if (rows.in_place() && present == lanes && (wide == lanes || wide == half)) {
           const T* in = static_cast<const T*>(data_) + (first + i) * entry_step_ + j;
-          wide == lanes ? read_square<lanes>(in, entry_step_, out) : read_square<lanes / 2>(in, entry_step_, out);
+          wide == lanes ? read_square(in, entry_step_, out) : read_half_squares(in, entry_step_, out);
           continue;
         }
         Vec<T> square[lanes] = {};
@@ -111,9 +111,9 @@ class LongVectors {
         const T* in = buffer + j * kBlockLength + i;
         T* to = out + i * entry_step_ + j;
         if (present == lanes && wide == lanes) {
-          write_square<lanes>(to, entry_step_, in);
-        } else if (present == lanes && wide == lanes / 2) {
-          write_square<lanes / 2>(to, entry_step_, in);
+          write_square(to, entry_step_, in);
+        } else if (present == lanes && wide == half) {
+          write_half_squares(to, entry_step_, in);
         } else {
           for (index_t r = 0; r < present; ++r) {
             for (index_t v = 0; v < wide; ++v) to[r * entry_step_ + v] = in[v * kBlockLength + r];
@@ -123,27 +123,38 @@ class LongVectors {
     }
   }
 
-  template <int Wide>
   static void read_square(const T* in, index_t step, T* out) {
     Vec<T> square[lanes];
 #pragma GCC unroll 16
-    for (int r = 0; r < lanes; ++r) {
-      square[r] = Vec<T>{};
-      std::memcpy(&square[r], in + r * step, Wide * sizeof(T));
-    }
+    for (int r = 0; r < lanes; ++r) square[r] = load(in + r * step);
     transpose_square<T>(square);
 #pragma GCC unroll 16
-    for (int v = 0; v < Wide; ++v) store(out + v * kBlockLength, square[v]);
+    for (int v = 0; v < lanes; ++v) store(out + v * kBlockLength, square[v]);
   }
-
-  template <int Wide>
   static void write_square(T* out, index_t step, const T* in) {
     Vec<T> square[lanes];
 #pragma GCC unroll 16
-    for (int v = 0; v < lanes; ++v) square[v] = v < Wide ? load(in + v * kBlockLength) : Vec<T>{};
+    for (int v = 0; v < lanes; ++v) square[v] = load(in + v * kBlockLength);
     transpose_square<T>(square);
 #pragma GCC unroll 16
-    for (int r = 0; r < lanes; ++r) std::memcpy(out + r * step, &square[r], Wide * sizeof(T));
+    for (int r = 0; r < lanes; ++r) store(out + r * step, square[r]);
+  }
+  // Half as many vectors, of as many entries.
+  static void read_half_squares(const T* in, index_t step, T* out) {
+    Vec<T> squares[half];
+#pragma GCC unroll 8
+    for (int r = 0; r < half; ++r) squares[r] = load_halves(in + r * step, in + (r + half) * step);
+    transpose_half_squares<T>(squares);
+#pragma GCC unroll 8
+    for (int v = 0; v < half; ++v) store(out + v * kBlockLength, squares[v]);
+  }
+  static void write_half_squares(T* out, index_t step, const T* in) {
+    Vec<T> squares[half];
+#pragma GCC unroll 8
+    for (int v = 0; v < half; ++v) squares[v] = load(in + v * kBlockLength);
+    transpose_half_squares<T>(squares);
+#pragma GCC unroll 8
+    for (int r = 0; r < half; ++r) store_halves(out + r * step, out + (r + half) * step, squares[r]);
   }
 
   void* data_;
@@ -151,56 +162,47 @@ class LongVectors {
   index_t length_, count_, entry_step_, vector_step_;
 };
 
-namespace detail {
-
-inline Vec<double> load_double(const double* from) { return load(from); }
-inline Vec<double> load_double(const float* from) {
-  typedef float Narrow __attribute__((vector_size(kVectorBytes / 2)));
-  Narrow narrow;
-  std::memcpy(&narrow, from, sizeof narrow);
-  return __builtin_convertvector(narrow, Vec<double>);
-}
-
-template <class T>
-inline void double_dot_tile(const T* const (&left)[kDotRows], const T* const (&right)[kDotRows], index_t length,
-                            double (&dots)[kDotRows][kDotRows]) {
-  Vec<double> sums[kDotRows][kDotRows] = {};
-  for (index_t i = 0; i < length; i += kLanes<double>) {
-    Vec<double> l[kDotRows], r[kDotRows];
-#pragma GCC unroll 4
-    for (int a = 0; a < kDotRows; ++a) l[a] = load_double(left[a] + i);
-#pragma GCC unroll 4
-    for (int b = 0; b < kDotRows; ++b) r[b] = load_double(right[b] + i);
-#pragma GCC unroll 4
-    for (int a = 0; a < kDotRows; ++a) {
-#pragma GCC unroll 4
-      for (int b = 0; b < kDotRows; ++b) sums[a][b] += l[a] * r[b];
-    }
+// The block in float64, for dot products: itself, or a copy in `buffer`. Each entry takes part in many products: it is
+// converted once.
+inline Block<double> in_double(const Block<double>& block, index_t, index_t, double*) { return block; }
+inline Block<double> in_double(const Block<float>& block, index_t count, index_t size, double* buffer) {
+  const index_t padded = round_up(size, kLanes<float>);
+  for (index_t j = 0; j < count; ++j) {
+    const float* in = block[j];
+    double* out = buffer + j * kBlockLength;
+    for (index_t i = 0; i < padded; ++i) out[i] = static_cast<double>(in[i]);
   }
-  sum_lanes<double>(sums, dots);
+  return {buffer, kBlockLength};
 }
 
-}  // namespace detail
-
-// to(a, b) += <left[a], right[b]>, in float64. `symmetric`: left and right are the same, and only tiles that reach the
-// upper triangle are computed; complete_symmetric fills in the others.
-template <class T>
-void add_dots(const Block<T>& left, const Block<T>& right, index_t size, bool symmetric, const Square& to) {
+// to(a, b) += <left[a], right[b]>. `symmetric`: left and right are the same, and only tiles that reach the upper
+// triangle are computed; complete_symmetric fills in the others.
+inline void add_dots(const Block<double>& left, const Block<double>& right, index_t size, bool symmetric,
+                     const Square& to) {
   constexpr index_t tile = detail::kDotRows;
-  const index_t count = to.size, padded = round_up(size, kLanes<T>);
+  const index_t count = to.size, padded = round_up(size, kLanes<double>);
   for (index_t a0 = 0; a0 < count; a0 += tile) {
+    const index_t rows = std::min(tile, count - a0);
     for (index_t b0 = symmetric ? a0 : 0; b0 < count; b0 += tile) {
-      const T *l[tile], *r[tile];
+      const index_t columns = std::min(tile, count - b0);
+      const double *l[tile], *r[tile];
       for (index_t i = 0; i < tile; ++i) {
         l[i] = left[std::min(a0 + i, count - 1)];
         r[i] = right[std::min(b0 + i, count - 1)];
       }
       double dots[tile][tile];
-      detail::double_dot_tile<T>(l, r, padded, dots);
-      for (index_t a = 0; a < std::min(tile, count - a0); ++a) {
-        for (index_t b = 0; b < std::min(tile, count - b0); ++b) to(a0 + a, b0 + b) += dots[a][b];
+      detail::dot_tile<double>(l, r, padded, dots);
+      double* out = &to(a0, b0);
+      for (index_t a = 0; a < rows; ++a, out += to.panels.width) {
+        for (index_t b = 0; b < columns; ++b) out[b] += dots[a][b];
       }
     }
+  }
+}
+
+inline void complete_symmetric(const Square& square) {
+  for (index_t i = 0; i < square.size; ++i) {
+    for (index_t j = 0; j < i; ++j) square(i, j) = square(j, i);
   }
 }
 
@@ -214,12 +216,6 @@ double finite_probe(const Block<T>& block, index_t count, index_t size) {
   double total = 0;
   for (index_t lane = 0; lane < kLanes<T>; ++lane) total += static_cast<double>(sum[lane]);
   return total;
-}
-
-inline void complete_symmetric(const Square& square) {
-  for (index_t i = 0; i < square.size; ++i) {
-    for (index_t j = 0; j < i; ++j) square(i, j) = square(j, i);
-  }
 }
 
 // Coefficients of linear combinations: out_i = sum_s sum_j coefficient_s(j, i) in_s_j for up to three inputs s.
