@@ -294,6 +294,27 @@ def test_debiased_alignment_of_unrelated_features_is_around_zero() -> None:
     assert subspan.linear_cka(X, Y).mean() > 0.9
 
 
+@REAL
+@pytest.mark.parametrize("debiased", [False, True])
+def test_alignment_of_many_samples_and_features(dtype: torch.dtype, debiased: bool) -> None:
+    """Gram matrices some rows at a time, by one product with those of all layers; differentiated ones whole."""
+    Xs = [related(33, 300, d, 4, dtype=dtype)[0].expand(2, 300, d) for d in (400, 350)]
+    Ys = [related(34, 300, d, 4, dtype=dtype)[0].expand(2, 300, d) for d in (280, 500, 450)]
+    exact = partial(reference.linear_cka, debiased=debiased)
+    for left, right in ((Xs, Ys), (Ys, None)):
+        arrays = [[Z[1].double().numpy() for Z in Zs] if Zs else None for Zs in (left, right)]
+        expected = torch.from_numpy(reference.pairwise(exact, *arrays)).to(dtype)
+        bound = {"rtol": 0, "atol": 10 * PRECISION[dtype]}
+        for item in subspan.pairwise_linear_cka(left, right, debiased=debiased):
+            torch.testing.assert_close(item, expected, **bound)
+        in_numpy = [[Z[0].numpy() for Z in Zs] if Zs else None for Zs in (left, right)]
+        result = subspan.pairwise_linear_cka(*in_numpy, debiased=debiased)
+        torch.testing.assert_close(torch.from_numpy(result), expected, **bound)
+        leaves = [Z[0].clone().requires_grad_() for Z in left]
+        whole = subspan.pairwise_linear_cka(leaves, right and [Z[0] for Z in right], debiased=debiased)
+        torch.testing.assert_close(whole.detach(), expected, **bound)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @every_measure
 def test_half_precision_and_autocast(name: str, dtype: torch.dtype) -> None:

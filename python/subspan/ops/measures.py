@@ -163,17 +163,18 @@ def projection_weighted(X: Any, x: Space, y: Space, eps: float) -> Any:
 
 def kernel_alignment(Xs: list[Any], Ys: list[Any] | None, debiased: bool, eps: float) -> Any:
     """(*batch, Lx, Ly) cosines between centred linear Gram matrices, with Ys None of Xs among themselves."""
-    free = readable(*Xs, *(Ys or ()))
+    alike = all(X.shape[:-1] == Xs[0].shape[:-1] for X in (*Xs, *(Ys or ())))
+    in_blocks = alike and Xs[0].shape[-2] > 2 * BLOCK and readable(*Xs, *(Ys or ()))
     xs = [spectra.unit_norm(X, eps)[0] for X in Xs]
     ys = None if Ys is None else [spectra.unit_norm(Y, eps)[0] for Y in Ys]
     samples = Xs[0].shape[-2]
     widths, others = [X.shape[-1] for X in xs], [Y.shape[-1] for Y in ys or ()]
     by_features = sum(widths) * sum(others or widths) + sum(d * d for d in (*widths, *others) if ys is not None)
-    half = 0.6 if free and samples > 2 * BLOCK else 1.0
-    if by_features <= half * samples * sum((*widths, *others)):
+    by_samples = samples * sum((*widths, *others)) * (0.6 if in_blocks else 1.0)
+    if by_features <= by_samples:
         products = _products_of_features(xs, ys)
     else:
-        products = _products_of_samples(xs, ys, BLOCK if half < 1 else max(samples, 1))
+        products = _products_in_blocks(xs, ys) if in_blocks else _products_of_samples(xs, ys)
     if debiased:
         products = _debiased(products, xs, ys)
     xy, xx, yy = products
@@ -208,37 +209,38 @@ def _products_of_features(xs: list[Any], ys: list[Any] | None) -> Products:
     return xy, xx, yy
 
 
-def _products_of_samples(xs: list[Any], ys: list[Any] | None, block: int) -> Products:
-    """By Gram matrices, of which `block` rows are formed at a time, and of these only the part right of the diagonal
-    block: what is below equals what is right of it."""
-    samples = xs[0].shape[-2]
-    if not samples:
-        return _products_of_features(xs, ys)
-    xy = xx = yy = 0.0
-    for start in range(0, samples, block):
-        stop = min(start + block, samples)
-        K = _gram_rows(xs, start, stop)
-        L = K if ys is None else _gram_rows(ys, start, stop)
-        part = _inner(K, L, ys is None)
-        if block < samples:  # all but the diagonal block stands for its mirror image as well
-            square = _inner(K[..., : stop - start], L[..., : stop - start], ys is None)
-            part = (2 * part[0] - square[0], 2 * part[1] - square[1], 2 * part[2] - square[2])
-        xy, xx, yy = xy + part[0], xx + part[1], yy + part[2]
-    return xy, xx, yy
-
-
-def _gram_rows(xs: list[Any], start: int, stop: int) -> Any:
-    """(*batch, L, stop - start, n - start)"""
-    if stop - start == xs[0].shape[-2]:
-        return library(xs[0]).stack([gram_of_columns(transposed(x)) for x in xs], -3)
-    return library(xs[0]).stack([x[..., start:stop, :] @ transposed(x[..., start:, :]) for x in xs], -3)
-
-
-def _inner(K: Any, L: Any, same: bool) -> Products:
-    K = K.reshape(*K.shape[:-2], math.prod(K.shape[-2:]))
-    L = K if same else L.reshape(*L.shape[:-2], math.prod(L.shape[-2:]))
+def _products_of_samples(xs: list[Any], ys: list[Any] | None) -> Products:
+    """By Gram matrices, (*batch, L, n * n) of each list."""
+    K = _flat_grams(xs)
+    L = K if ys is None else _flat_grams(ys)
     xy, xx = _wide(K @ transposed(L)), _wide((K**2).sum(-1))
-    return xy, xx, xx if same else _wide((L**2).sum(-1))
+    return xy, xx, xx if ys is None else _wide((L**2).sum(-1))
+
+
+def _flat_grams(xs: list[Any]) -> Any:
+    grams = library(xs[0]).stack([gram_of_columns(transposed(x)) for x in xs], -3)
+    return grams.reshape(*grams.shape[:-2], math.prod(grams.shape[-2:]))
+
+
+def _products_in_blocks(xs: list[Any], ys: list[Any] | None) -> Products:
+    """BLOCK rows of every Gram matrix at a time, and of these only what is in and right of the diagonal block: what is
+    below equals what is right of it and counts twice. One product then makes all inner products of a block."""
+    xp, count, networks = library(xs[0]), len(xs), [*xs, *(ys or ())]
+    batch, samples = xs[0].shape[:-2], xs[0].shape[-2]
+    options = {"device": xs[0].device} if _check.is_torch(xs[0]) else {}
+    total: Any = 0.0
+    for start in range(0, samples, BLOCK):
+        stop = min(start + BLOCK, samples)
+        rows = xp.empty((*batch, len(networks), stop - start, samples - start), dtype=xs[0].dtype, **options)
+        for i, x in enumerate(networks):
+            xp.matmul(x[..., start:stop, :], transposed(x[..., start:, :]), out=rows[..., i, :, :])
+        rows[..., : stop - start] *= 0.5**0.5
+        rows = rows.reshape(*batch, len(networks), math.prod(rows.shape[-2:]))
+        total = total + 2 * _wide(rows @ transposed(rows))
+    own = xp.diagonal(total, 0, -2, -1)
+    if ys is None:
+        return total, own, own
+    return total[..., :count, count:], own[..., :count], own[..., count:]
 
 
 def _debiased(products: Products, xs: list[Any], ys: list[Any] | None) -> Products:
