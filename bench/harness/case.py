@@ -11,6 +11,7 @@ PEER = "copied code"
 PLAIN = "plain PyTorch"
 COMPILED = "torch.compile"
 CLOSED_FORM = "closed form"
+ACCURATE = "plain PyTorch at equal accuracy"
 YARDSTICK = "yardstick"
 SUBSPAN = "subspan"
 

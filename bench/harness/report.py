@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-from .case import CLOSED_FORM, COMPILED, FLOOR_FRACTION, PEER, PLAIN, SUBSPAN, YARDSTICK
+from .case import ACCURATE, CLOSED_FORM, COMPILED, FLOOR_FRACTION, PEER, PLAIN, SUBSPAN, YARDSTICK
 from .result import IMPOSSIBLE, Measurement, Result
 
-ORDER = (PEER, PLAIN, COMPILED, CLOSED_FORM, YARDSTICK, SUBSPAN)
+ORDER = (PEER, PLAIN, COMPILED, CLOSED_FORM, ACCURATE, YARDSTICK, SUBSPAN)
 
 
 def markdown(header: dict[str, str], results: list[Result]) -> str:
