@@ -67,7 +67,7 @@ def test_exp_of_one_vector_is_a_circle(angle: float) -> None:
 
 
 def test_exp_where_values_cannot_be_read() -> None:
-    """The number of doublings is fixed there: enough for 512 radians, and NaN beyond."""
+    """In a gradient under vmap the number of doublings is fixed: enough for 512 radians, and NaN beyond."""
     X, D = frame(1, 12, 3, [0.3, 0.0, 1.0])
     D = D * torch.tensor([0.0, 1.0, 20.0, 400.0, 1000.0], dtype=DOUBLE)[:, None, None]
     moved = torch.func.vmap(lambda d: torch.func.grad(lambda e: subspan.grassmann_exp(X, e).sum())(d))(D)

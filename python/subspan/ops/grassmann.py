@@ -88,11 +88,11 @@ def grassmann_exp(X: Any, D: Any, *, project: bool = False, layout: str = "colum
         TypeError, ValueError: wrong arrays or shapes, an unknown layout, ``project`` not True or False.
 
     Cost:
-        5 n k^2 multiplications, 8 n k^2 with ``project``, and about 7 + 2 log4 ||G|| products of k x k matrices. D is
-        read twice, X once; there is no singular value decomposition of a tall matrix nor an eigen-decomposition: both
-        functions are entire in G and computed from products. The Gram matrix is summed, and its functions computed, in
-        float64 for every type. Angles above 512 radians are NaN where values cannot be read, on CUDA and under
-        torch.compile and vmap.
+        5 n k^2 flops, 11 n k^2 with ``project``, and about 7 + 2 log4 ||G|| products of k x k matrices. X and D are
+        read twice, the second time from cache. There is no singular value decomposition and no eigen-decomposition:
+        both functions are entire in G and computed from products. The Gram matrix is summed, and its functions
+        computed, in float64 for every type. Without the kernel (on CUDA, and in gradients under torch.compile and
+        vmap) angles above 512 radians are NaN.
 
     Gradient:
         Closed form, smooth everywhere: at D = 0, at equal and at vanishing singular values. X and D are saved.
@@ -137,7 +137,7 @@ def grassmann_transport(X: Any, D: Any, V: Any, *, layout: str = "columns") -> A
         TypeError, ValueError: wrong arrays or shapes, an unknown layout.
 
     Cost:
-        6 n k^2 multiplications and about 9 + 2 log4 ||G|| products of k x k matrices, as in :func:`grassmann_exp`.
+        9 n k^2 flops and about 9 + 2 log4 ||G|| products of k x k matrices, as in :func:`grassmann_exp`.
 
     Gradient:
         Closed form, smooth everywhere. X, D and V are saved.

@@ -49,7 +49,7 @@ class GrassmannSGD(torch.optim.Optimizer):
         TypeError, ValueError: a number out of range, bases of an unsuitable shape, sparse gradients.
 
     Cost:
-        On the CPU, in float32 and float64, one kernel for the whole step: 6 n k^2 multiplications per basis; P,
+        On the CPU, in float32 and float64, one kernel for the whole step: 12 n k^2 flops per basis; P,
         gradient and momentum are read twice, the second time from cache, P and momentum are written once. Elsewhere in
         torch operations. No SVD, no QR, no memory beyond the momentum.
 
