@@ -90,9 +90,9 @@ def grassmann_exp(X: Any, D: Any, *, project: bool = False, layout: str = "colum
     Cost:
         5 n k^2 flops, 11 n k^2 with ``project``, and about 7 + 2 log4 ||G|| products of k x k matrices. X and D are
         read twice, the second time from cache. There is no singular value decomposition and no eigen-decomposition:
-        both functions are entire in G and computed from products. The Gram matrix is summed, and its functions computed, in
-        float64 for every type. Without the kernel (on CUDA, and in gradients under torch.compile and vmap) angles above
-        512 radians are NaN.
+        both functions are entire in G and computed from products. The Gram matrix is summed, and its functions
+        computed, in float64 for every type. Without the kernel (on CUDA, and in gradients under torch.compile and
+        vmap) angles above 512 radians are NaN.
 
     Gradient:
         Closed form, smooth everywhere: at D = 0, at equal and at vanishing singular values. X and D are saved.
