@@ -200,7 +200,7 @@ def linear_cka(X: Any, Y: Any, *, debiased: bool = False) -> Any:
     Cost:
         The cheaper of 2 n (d1 d2 + d1^2 + d2^2) and 2 n^2 (d1 + d2) flops in the result's type; of the latter, where
         nothing is differentiated, little more than half, in blocks of 128 rows of the Gram matrices, so that none is
-        ever stored. Sums of products in float64. float32 products on CUDA follow
+        ever stored. Sums over blocks are float64. float32 products on CUDA follow
         ``torch.set_float32_matmul_precision``.
 
     Gradient:
@@ -304,8 +304,7 @@ def von_neumann_entropy(H: Any, *, normalize: bool = True) -> Any:
     Cost:
         With s the smaller and b the larger of n and d, 2 s^2 b flops for a Gram matrix and 4/3 s^3 for its eigenvalues,
         with a gradient about 9 s^3 for its eigenvectors and 4 s^2 b for products with H; all in float64 but for
-        the normalisation. On CUDA
-        torch's eigenvalues synchronise.
+        the normalisation. On CUDA torch's eigenvalues synchronise.
 
     Gradient:
         To the normalised rows -(2/n) H (log C + I) on the range of C: in a direction that vanishes, the factor H
