@@ -13,7 +13,7 @@ pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
 from subspan.demo import __main__ as command  # noqa: E402
-from subspan.demo import crate, digits, mcr2, mlc, report, training  # noqa: E402
+from subspan.demo import crate, digits, mcr2, mlc, report, similarity, training  # noqa: E402
 from subspan.demo.copied_losses import CopiedMembershipLoss, CopiedRateReduction, CopiedSinkhorn  # noqa: E402
 
 EPS32 = float(np.finfo(np.float32).eps)
@@ -210,6 +210,13 @@ LINES = {
         "largest difference",
     ),
     "crate": (*TRAINING, "parameters", "final training loss", "test accuracy", "coding rate of the tokens in layer"),
+    "grassmann": (*TRAINING, "head and its optimiser [ms]", "test accuracy", "not orthonormal", "largest difference"),
+    "similarity": (
+        "CKA of all pairs of layers [ms]",
+        "SVCCA of all pairs of layers [ms]",
+        "largest error",
+        "differ by",
+    ),
 }
 
 
@@ -217,6 +224,7 @@ LINES = {
 @pytest.mark.parametrize("study", command.STUDIES)
 def test_study_prints_its_table_and_draws_its_panels(study, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(mlc, "BATCH", 60)
+    monkeypatch.setattr(similarity, "REPEATS", 1)
     picture = tmp_path / "demo.png"
     assert command.main(["--study", study, "--steps", "2", "--out", str(picture)]) == 0
     printed = capsys.readouterr().out
