@@ -132,9 +132,9 @@ def draw_heads(axes: Axes, runs: tuple[Classifier, ...], accuracies: list[float]
     colours = [LINEAR_COLOUR, report.BEFORE_COLOUR, report.SUBSPAN_COLOUR]
     axes.bar([run.name for run in runs], times, color=colours, width=0.6)
     for place, (milliseconds, share) in enumerate(zip(times, accuracies, strict=True)):
-        label = f"{milliseconds:.2f} ms\ntest {share:.1%}"
+        label = f"{milliseconds:.2f} ms\n{share:.1%}"
         axes.annotate(label, (place, milliseconds), ha="center", va="bottom", xytext=(0, 3), textcoords="offset points")
-    axes.set(title="Time of the head in a step (median)", ylabel="ms", ylim=(0, 1.25 * max(times)))
+    axes.set(title="Head: time in a step, and test accuracy", ylabel="ms", ylim=(0, 1.25 * max(times)))
 
 
 def draw_overlaps(axes: Axes, overlaps: Tensor) -> None:
