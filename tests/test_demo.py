@@ -13,7 +13,7 @@ pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
 from subspan.demo import __main__ as command  # noqa: E402
-from subspan.demo import crate, digits, mcr2, mlc, report, training  # noqa: E402
+from subspan.demo import crate, digits, mcr2, mlc, report, similarity, training  # noqa: E402
 from subspan.demo.copied_losses import CopiedMembershipLoss, CopiedRateReduction, CopiedSinkhorn  # noqa: E402
 
 EPS32 = float(np.finfo(np.float32).eps)
@@ -90,7 +90,7 @@ def test_times_are_split(trained):
     rest = report.rest_seconds(copied)
     assert all(0 < part < step for part, step in zip(rest, copied.step_seconds, strict=True))
     table = report.Table(copied.name, ours.name)
-    table.times(copied, ours, "loss")
+    table.times(copied, ours, part="loss, forward + backward")
     assert [line.split("  ")[0] for line in table.lines] == [
         "loss, forward + backward [ms]",
         "network and optimiser [ms]",
@@ -105,6 +105,19 @@ def test_ratio_of_a_row_is_before_over_after():
     table.row("speed", (3.0, 6.0), ".1f", ratio=True)
     table.row("loss", (3.0, 6.0), ".1f")
     assert [line.split() for line in table.lines] == [["speed", "3.0", "6.0", "0.5x"], ["loss", "3.0", "6.0"]]
+
+
+def test_ratio_is_of_the_last_two_columns_and_a_place_can_be_empty():
+    table = report.Table("other", "a name that is long", "b")
+    table.row("speed", (9.0, 3.0, 6.0), ".1f", ratio=True)
+    table.row("loss", (None, 3.0, 6.0), ".1f", ratio=True)
+    table.row("size", (3.0, 6.0, None), ".1f", ratio=True)
+    heading, speed, loss, size = table.text().splitlines()
+    assert speed.split() == ["speed", "9.0", "3.0", "6.0", "0.5x"]
+    assert loss.split() == ["loss", "3.0", "6.0", "0.5x"]
+    assert size.split() == ["size", "3.0", "6.0"]
+    ends = [heading.index(name) + len(name) for name in ("other", "long", "b ")]
+    assert loss.index("3.0") + 3 == ends[1] and loss.index("6.0") + 3 == ends[2] - 1  # in their columns
 
 
 def test_nearest_subspace_is_exact_on_orthogonal_subspaces():
@@ -180,10 +193,30 @@ def test_transformers_train_and_rates_are_those_of_the_blocks(data):
     assert rates[0] == pytest.approx(ours.network.blocks[0].layer_coding_rate(tokens).mean().item(), rel=1e-6)
 
 
+TRAINING = ("whole step [ms]", "whole training [s]")
 LINES = {
-    "mcr2": ("loss, forward + backward", "test accuracy, nearest subspace", "largest difference", "time saved"),
-    "mlc": ("clustering accuracy", "normalised mutual information", "k-means on pixels", "largest difference"),
-    "crate": ("parameters", "final training loss", "test accuracy", "coding rate of the tokens in layer"),
+    "mcr2": (
+        *TRAINING,
+        "loss, forward + backward",
+        "test accuracy, nearest subspace",
+        "largest difference",
+        "time saved",
+    ),
+    "mlc": (
+        *TRAINING,
+        "clustering accuracy",
+        "normalised mutual information",
+        "k-means on pixels",
+        "largest difference",
+    ),
+    "crate": (*TRAINING, "parameters", "final training loss", "test accuracy", "coding rate of the tokens in layer"),
+    "grassmann": (*TRAINING, "head and its optimiser [ms]", "test accuracy", "not orthonormal", "largest difference"),
+    "similarity": (
+        "CKA of all pairs of layers [ms]",
+        "SVCCA of all pairs of layers [ms]",
+        "largest error",
+        "differ by",
+    ),
 }
 
 
@@ -191,10 +224,11 @@ LINES = {
 @pytest.mark.parametrize("study", command.STUDIES)
 def test_study_prints_its_table_and_draws_its_panels(study, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(mlc, "BATCH", 60)
+    monkeypatch.setattr(similarity, "REPEATS", 1)
     picture = tmp_path / "demo.png"
     assert command.main(["--study", study, "--steps", "2", "--out", str(picture)]) == 0
     printed = capsys.readouterr().out
-    for line in ("whole step [ms]", "whole training [s]", "2 steps", *LINES[study]):
+    for line in ("2 steps", *LINES[study]):
         assert line in printed
     assert not any(line.startswith(f"{other}:") for other in set(LINES) - {study} for line in printed.splitlines())
     assert picture.read_bytes().startswith(b"\x89PNG")

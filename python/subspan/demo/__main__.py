@@ -1,4 +1,4 @@
-"""Learns handwritten digits in three ways, and compares times and results with the code in use today."""
+"""Learns handwritten digits in several ways, and compares times and results with the code in use today."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 EXTRAS = {"torch": "torch", "sklearn": "scikit-learn", "matplotlib": "matplotlib"}
-STUDIES = ("mcr2", "mlc", "crate")
+STUDIES = ("mcr2", "mlc", "crate", "grassmann", "similarity")
 PICTURE_TYPES = (".png", ".pdf", ".svg")
 
 
@@ -17,8 +17,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--study",
         choices=STUDIES,
-        help="mcr2: a representation from labels; mlc: clusters without labels; crate: a white-box transformer "
-        "(default: all three)",
+        help="mcr2: a representation from labels; mlc: clusters without labels; crate: a white-box transformer; "
+        "grassmann: classes as subspaces; similarity: the layers of two networks (default: all five)",
     )
     parser.add_argument("--steps", type=int, help="optimiser steps of each training (default: the study's own)")
     parser.add_argument("--seed", type=int, default=0, help="of split, weights and batches (default: 0)")
@@ -61,9 +61,9 @@ def main(arguments: list[str] | None = None) -> int:
     import torch
 
     from subspan import info
-    from subspan.demo import crate, digits, mcr2, mlc, report
+    from subspan.demo import crate, digits, grassmann, mcr2, mlc, report, similarity
 
-    modules = {"mcr2": mcr2, "mlc": mlc, "crate": crate}
+    modules = dict(zip(STUDIES, (mcr2, mlc, crate, grassmann, similarity), strict=True))
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     print(f"{info.one_line()}, {torch.get_num_threads()} threads\n")

@@ -58,7 +58,7 @@ def study(data: Digits, steps: int, seed: int) -> report.Outcome:
         training.train(runs, data.batches(BATCH, steps, seed), progress)
     similarity = sorted_similarity(ours.network, data)
     table = report.Table(copied.name, ours.name)
-    table.times(copied, ours, "loss")
+    table.times(copied, ours, part="loss, forward + backward")
     table.row("final loss", (copied.losses[-1], ours.losses[-1]), ".5f")
     accuracies = (nearest_subspace_accuracy(run.network, data) for run in runs)
     table.row("test accuracy, nearest subspace", accuracies, ".1%")

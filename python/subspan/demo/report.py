@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
@@ -32,33 +32,42 @@ class Outcome:
         return f"{self.title}\n{self.setting}\n\n{self.text}\n"
 
 
-@dataclass
 class Table:
-    """Two columns and, where a row has one, their ratio; a ratio below 1 is printed like any other."""
+    """A column for each name and, where a row has one, the ratio of the last two, before / after.
 
-    before: str
-    after: str
-    lines: list[str] = field(default_factory=list)
+    A ratio below 1 is printed like any other.
+    """
 
-    def row(self, label: str, values: Iterable[float], form: str, ratio: bool = False) -> None:
-        before, after = values
-        quotient = f"{before / after:>9.1f}x" if ratio else ""
-        self.lines.append(f"{label:<34}{format(before, form):>20}{format(after, form):>12}{quotient}")
+    def __init__(self, *names: str) -> None:
+        self.names = names
+        self.widths = [max(12, len(name) + 2) for name in names]
+        self.lines: list[str] = []
 
-    def times(self, before: Run, after: Run, loss: str | None = None) -> None:
-        """Rows of times; those of the loss and of the rest of a step where the loss has a name."""
+    def row(self, label: str, values: Iterable[float | None], form: str, ratio: bool = False) -> None:
+        """A value of None leaves its place empty."""
+        values = list(values)
+        texts = ["" if value is None else format(value, form) for value in values]
+        before, after = values[-2:]
+        quotient = f"{before / after:>9.1f}x" if ratio and before is not None and after is not None else ""
+        self.lines.append(f"{label:<34}{self._columns(texts)}{quotient}".rstrip())
+
+    def times(self, *runs: Run, part: str | None = None) -> None:
+        """Rows of times; those of the loss and of the rest of a step where what the loss contains has a name."""
 
         def milliseconds(label: str, seconds: Callable[[Run], list[float]]) -> None:
-            self.row(f"{label} [ms]", (1e3 * median(seconds(run)) for run in (before, after)), ".2f", ratio=True)
+            self.row(f"{label} [ms]", (1e3 * median(seconds(run)) for run in runs), ".2f", ratio=True)
 
-        if loss is not None:
-            milliseconds(f"{loss}, forward + backward", lambda run: run.loss_seconds)
+        if part is not None:
+            milliseconds(part, lambda run: run.loss_seconds)
             milliseconds("network and optimiser", rest_seconds)
         milliseconds("whole step", lambda run: run.step_seconds)
-        self.row("whole training [s]", (sum(before.step_seconds), sum(after.step_seconds)), ".1f", ratio=True)
+        self.row("whole training [s]", (sum(run.step_seconds) for run in runs), ".1f", ratio=True)
 
     def text(self) -> str:
-        return "\n".join([f"{'':<34}{self.before:>20}{self.after:>12}{'ratio':>10}", *self.lines])
+        return "\n".join([f"{'':<34}{self._columns(self.names)}{'ratio':>10}", *self.lines])
+
+    def _columns(self, texts: Iterable[str]) -> str:
+        return "".join(text.rjust(width) for text, width in zip(texts, self.widths, strict=True))
 
 
 def rest_seconds(run: Run) -> list[float]:
@@ -112,8 +121,8 @@ def draw_step_times(axes: Axes, before: Run, after: Run) -> None:
     axes.legend(frameon=False, loc="upper right")
 
 
-def draw_blocks(axes: Axes, matrix: Tensor, largest: float, title: str) -> None:
-    image = axes.imshow(matrix.numpy(), vmin=0, vmax=largest, cmap="magma", interpolation="antialiased")
+def draw_blocks(axes: Axes, matrix: Tensor, largest: float, title: str, smallest: float = 0.0) -> None:
+    image = axes.imshow(matrix.numpy(), vmin=smallest, vmax=largest, cmap="magma", interpolation="antialiased")
     axes.set(title=title, xticks=[], yticks=[])
     axes.figure.colorbar(image, ax=axes, shrink=0.85)
 
@@ -126,7 +135,7 @@ def progress(study: str, total: int) -> Iterator[Callable[[], object]]:
     except ImportError:
         tqdm = None
     if tqdm is not None:
-        with tqdm(total=total, desc=f"{study}, training both", unit="step", leave=False) as bar:
+        with tqdm(total=total, desc=f"{study}, training", unit="step", leave=False) as bar:
             yield bar.update
     elif sys.stderr.isatty():
         done = 0
@@ -134,7 +143,7 @@ def progress(study: str, total: int) -> Iterator[Callable[[], object]]:
         def count() -> None:
             nonlocal done
             done += 1
-            print(f"\r{study}, training both: step {done}/{total}", end="", file=sys.stderr, flush=True)
+            print(f"\r{study}, training: step {done}/{total}", end="", file=sys.stderr, flush=True)
 
         yield count
         print(file=sys.stderr)

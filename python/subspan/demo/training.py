@@ -12,20 +12,25 @@ from torch import Tensor
 
 @dataclass
 class Run:
-    """One network, trained with one loss of (network output, target), and what was measured on the way."""
+    """One network, trained with one loss of (network output, target), and what was measured on the way.
+
+    `head` optimises parameters within the loss, if it has any; its steps are timed with the loss.
+    """
 
     name: str
     loss: Callable[[Tensor, Tensor], Tensor]
     network: torch.nn.Module
     steps: int
     learning_rate: float = 1e-3
+    head: torch.optim.Optimizer | None = None
     losses: list[float] = field(default_factory=list)
     loss_seconds: list[float] = field(default_factory=list)
     step_seconds: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=self.learning_rate)
-        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, self.steps)
+        optimizers = [self.optimizer] if self.head is None else [self.optimizer, self.head]
+        self.schedules = [torch.optim.lr_scheduler.CosineAnnealingLR(each, self.steps) for each in optimizers]
 
     def step(self, images: Tensor, target: Tensor) -> None:
         """One optimiser step; the loss's forward and backward pass (down to the output) is timed on its own."""
@@ -36,10 +41,14 @@ class Run:
         before_loss = time.perf_counter()
         loss = self.loss(leaf, target)
         loss.backward()
+        if self.head is not None:
+            self.head.step()
+            self.head.zero_grad()
         after_loss = time.perf_counter()
         output.backward(leaf.grad)
         self.optimizer.step()
-        self.schedule.step()
+        for schedule in self.schedules:
+            schedule.step()
         self.step_seconds.append(time.perf_counter() - start)
         self.loss_seconds.append(after_loss - before_loss)
         self.losses.append(loss.item())
