@@ -91,7 +91,7 @@ double square_sum(const TensorView& products, index_t j) {
       sum += entry * entry;
     }
   }
-  return sum;
+  return sum + sum * 0;  // NaN where it is infinite
 }
 
 // Of a function that the overlap determines; false where it is too small for that.

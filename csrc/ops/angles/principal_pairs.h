@@ -228,7 +228,8 @@ class PrincipalPairs {
           order[at] = i;
         }
       for (index_t i = 0; i < count_; ++i) {
-        cosine_[lane * count_ + i] = unsorted[order[i]];
+        // Where ranks leave fewer angles, the last cosines are rounding errors of zero.
+        cosine_[lane * count_ + i] = i < info_[lane] ? unsorted[order[i]] : poison;
         sine_[lane * count_ + i] = unsorted[count_ + order[i]];
       }
       for (index_t i = 0; i < count_; ++i) angle[i] = std::atan2(sine_[lane * count_ + i], cosine_[lane * count_ + i]);

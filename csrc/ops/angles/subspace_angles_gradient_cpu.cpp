@@ -39,6 +39,14 @@ void write_gradient(const Side& side, const Angles& angles, const double* weight
       coefficients[row * count + i] = -side.own_vectors[row * count + i] * angles.cosine[i];
   }
   combine<true>(side.own, coefficients, count, residual);
+  // Of a small angle, and times up to 1 / sine, rounding errors along the own subspace would be seen.
+  constexpr double kSmall = 1e-2;
+  if (count > 0 && angles.sine[0] < kSmall) {
+    double* along = workspace.take<double>(width * count);
+    products(side.own, residual, along, count);
+    for (index_t e = 0; e < width * count; ++e) along[e] = -along[e];
+    combine<true>(side.own, along, count, residual);
+  }
   double* transposed = workspace.take<double>(count * width);  // row i: what column i of the residual adds to a row
   for (index_t i = 0; i < count; ++i) {
     double* row = transposed + i * width;

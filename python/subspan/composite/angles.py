@@ -24,18 +24,39 @@ from .small_matrices import svd
 
 
 def orthonormal_basis(A: Tensor, orthonormal: bool, rank_tol: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Q, R with A = Q R, and which columns are independent of those before them; the others are zero in Q, and unit
-    vectors in R, which can then be solved with."""
+    """Q, R with A = Q R by Gram and Schmidt's process, each column twice, and which columns are independent of those
+    before them; the others are zero in Q, and 1 on the diagonal of R, which can then be solved with.
+
+    Householder's method gives a dependent column an arbitrary direction, which those after it may need.
+    """
     size = A.shape[-1]
     if orthonormal:
         eye = torch.eye(size, dtype=A.dtype, device=A.device).expand(*A.shape[:-2], size, size)
         return A, eye, torch.ones((*A.shape[:-2], size), dtype=torch.bool, device=A.device)
     finite, poison = A.isfinite().all(-1).all(-1), (A * 0).sum((-2, -1))
-    Q, R = torch.linalg.qr(torch.where(finite[..., None, None], A, 0))
-    R = R + poison[..., None, None]
-    alive = ~(R.detach().diagonal(dim1=-2, dim2=-1).abs() <= rank_tol * torch.linalg.vector_norm(A.detach(), dim=-2))
-    R = torch.where(alive[..., :, None], R, torch.eye(size, dtype=R.dtype, device=R.device))
-    return Q * alive[..., None, :] + poison[..., None, None], R, alive
+    A = torch.where(finite[..., None, None], A, 0)
+    largest = A.detach().abs().amax(-2, keepdim=True) if A.shape[-2] else A.sum(-2, keepdim=True)
+    scale = torch.where(largest > 0, largest, 1)  # squares may overflow
+    scaled, Q = A / scale, A[..., :0]
+    triangle: list[Tensor] = []
+    alive: list[Tensor] = []
+    for c in range(size):
+        column = scaled[..., c : c + 1]
+        norm = torch.linalg.vector_norm(column.detach(), dim=-2, keepdim=True)
+        entries = column[..., :c, :] * 0
+        for _ in range(2):
+            along = Q.mT @ column
+            column, entries = column - Q @ along, entries + along
+        dependent = torch.linalg.vector_norm(column.detach(), dim=-2, keepdim=True) <= rank_tol * norm
+        rest = torch.linalg.vector_norm(torch.where(dependent, 1, column), dim=-2, keepdim=True)
+        Q = torch.cat([Q, torch.where(dependent, 0, column / rest)], -1)
+        diagonal = torch.where(dependent, 1, rest)
+        triangle.append(torch.cat([entries, diagonal, torch.zeros_like(scaled[..., c + 1 : size, :1])], -2))
+        alive.append(~dependent[..., 0, 0])
+    if not size:
+        return Q, Q.mT @ Q, torch.ones((*A.shape[:-2], 0), dtype=torch.bool, device=A.device)
+    R = torch.cat(triangle, -1) * scale + poison[..., None, None]
+    return Q + poison[..., None, None], R, torch.stack(alive, -1)
 
 
 def sines_and_rotation(M: Tensor, Q_A: Tensor, Q_B: Tensor) -> tuple[Tensor, ...]:
@@ -75,9 +96,10 @@ def forward(A: Tensor, B: Tensor, parameters: Parameters) -> tuple[Tensor, ...]:
     Q_A, _, alive_A, Q_B, _, alive_B = bases(A, B, parameters)
     M = Q_A.mT @ Q_B
     U, V, c, s = sines_and_rotation(M, Q_A, Q_B)
+    rank = torch.minimum(alive_A.sum(-1), alive_B.sum(-1)).expand(c.shape[:-1])
+    c = torch.where(torch.arange(c.shape[-1], device=c.device) < rank[..., None], c, c * 0)
     theta = torch.atan2(s, c)
     value = angle_value(parameters, theta, c, s, parameters.unpaired(A, B))
-    rank = torch.minimum(alive_A.sum(-1), alive_B.sum(-1)).expand(theta.shape[:-1])
     info = torch.where(theta.sum(-1).isfinite(), rank, -1).to(torch.int32)
     dtype = result_dtype(A)
     return value.to(dtype), info, (Q_A @ U).to(dtype), (Q_B @ V).to(dtype)
@@ -120,6 +142,11 @@ def to_basis(gradient: Tensor, R: Tensor, alive: Tensor) -> Tensor:
     return solution.mT
 
 
+def _across(Q: Tensor, residual: Tensor) -> Tensor:
+    """Without the rounding errors along Q, which are seen where the residual is small and divided by its length."""
+    return residual - Q @ (Q.mT @ residual)
+
+
 @without_autocast
 def subspace_angles_gradient(A: Tensor, B: Tensor, value: Tensor, g: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     """Gradients with respect to A and B of the broadcast value, which is used where it is divided by."""
@@ -140,12 +167,12 @@ def subspace_angles_gradient(A: Tensor, B: Tensor, value: Tensor, g: Tensor, *re
             U, V, c, s = sines_and_rotation(M, Q_A, Q_B)
         parameters.count = count
         weights = angle_weights(parameters, g, c, s)[..., None, :]
-        d_A = -((Q_B @ V - Q_A @ (U * c[..., None, :])) * weights) @ U.mT
-        d_B = -((Q_A @ U - Q_B @ (V * c[..., None, :])) * weights) @ V.mT
+        d_A = -(_across(Q_A, Q_B @ V - Q_A @ (U * c[..., None, :])) * weights) @ U.mT
+        d_B = -(_across(Q_B, Q_A @ U - Q_B @ (V * c[..., None, :])) * weights) @ V.mT
     else:
         name, slope = outer(parameters, value, count)
         Phi = matrix_function(M, name) * (g * slope)[..., None, None]
-        d_A = -(Q_B @ Phi.mT - Q_A @ (M @ Phi.mT))
-        d_B = -(Q_A @ Phi - Q_B @ (M.mT @ Phi))
+        d_A = -_across(Q_A, Q_B @ Phi.mT - Q_A @ (M @ Phi.mT))
+        d_B = -_across(Q_B, Q_A @ Phi - Q_B @ (M.mT @ Phi))
     d_A, d_B = to_basis(d_A, R_A, alive_A), to_basis(d_B, R_B, alive_B)
     return d_A.sum_to_size(shape_A), d_B.sum_to_size(shape_B)
