@@ -52,7 +52,8 @@ build() {
 
 run_tests() {
   need_device
-  "$python" -m pytest -q -p no:cacheprovider tests/test_gpu.py tests/test_every_op_values.py::test_cupy_gives_cupy
+  "$python" -m pytest -q -p no:cacheprovider tests/test_gpu.py tests/test_gpu_angles.py \
+    tests/test_every_op_values.py::test_cupy_gives_cupy
   echo "gpu_check: the op table once more, through the kernels"
   SUBSPAN_CUDA_KERNELS=1 "$python" -m pytest -q -p no:cacheprovider tests/test_gpu.py -k test_op_
 }
@@ -66,7 +67,7 @@ sanitize() {
   for tool in memcheck racecheck synccheck initcheck; do
     echo "gpu_check: $tool"
     compute-sanitizer --tool "$tool" --error-exitcode 86 --target-processes all \
-      "$python" -m pytest -q -p no:cacheprovider tests/test_gpu.py \
+      "$python" -m pytest -q -p no:cacheprovider tests/test_gpu.py tests/test_gpu_angles.py \
       -k "test_kernel_values or test_largest_size or test_layouts or test_bad_item"
   done
 }

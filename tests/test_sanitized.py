@@ -22,6 +22,8 @@ TESTS = [
     "test_cuda_emulated.py",
     "test_khatri_rao_emulated.py",
     "test_packed_logdet_emulated.py",
+    "test_small_eigh_emulated.py",
+    "test_small_svd_emulated.py",
 ]
 REPORT = re.compile(r"ERROR: AddressSanitizer|runtime error:|SUMMARY: \w+Sanitizer")
 SECONDS = 1500

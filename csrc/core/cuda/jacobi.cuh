@@ -262,9 +262,10 @@ __device__ bool svd_thread(T (&x)[N][N], T (&right)[N][N], T threshold) {
         unsettled = true;
 #pragma unroll
         for (int i = 0; i < N; ++i) rotation.apply(x[p][i], x[q][i]);
-        if (!Vectors) continue;
+        if (Vectors) {
 #pragma unroll
-        for (int i = 0; i < N; ++i) rotation.apply(right[p][i], right[q][i]);
+          for (int i = 0; i < N; ++i) rotation.apply(right[p][i], right[q][i]);
+        }
       }
     }
   }

@@ -82,7 +82,7 @@ __device__ bool svd_shared(const SharedColumns<T>& m, T threshold) {
   }
   bool unsettled = true;
 #pragma unroll 1
-  for (int sweep = 0; sweep < jacobi::kMaxSweeps && unsettled; ++sweep) {
+  for (int sweep = 0; sweep < jacobi::kMaxSweeps && __any_sync(kAllLanes, unsettled); ++sweep) {
     __syncwarp();
     for (int c = pair; c - pair < m.columns; c += kWarp / lanes) {
       T* column = m.x + (c < m.columns ? c : 0) * m.x_stride;
@@ -116,9 +116,8 @@ __device__ bool svd_shared(const SharedColumns<T>& m, T threshold) {
       }
       __syncwarp();
     }
-    unsettled = __any_sync(kAllLanes, unsettled);
   }
-  return unsettled;
+  return __any_sync(kAllLanes, unsettled);
 }
 
 // As complete_group.

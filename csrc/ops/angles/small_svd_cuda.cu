@@ -163,10 +163,10 @@ __global__ void __launch_bounds__(kThreads, 8)
     small_svd_shared(const Problem<T> problem, int warps, std::int64_t first) {
   const int rows = problem.rows, columns = problem.columns, lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const std::int64_t index = first + std::int64_t(blockIdx.x) * warps + warp;
-  if (index >= problem.matrices.count) return;  // a whole warp
+  const bool live = index < problem.matrices.count;  // as in small_svd_group
   const SharedColumns<T> m(dynamic_shared<T>() + warp * SharedColumns<T>::entries(rows, columns, Vectors), rows,
                            columns, Vectors);
-  const T* matrix = problem.matrices[index];
+  const T* matrix = problem.matrices[live ? index : problem.matrices.count - 1];
   const std::int64_t row_stride = problem.matrices.row_stride, col_stride = problem.matrices.col_stride;
   Magnitude<T> magnitude;
   visit_entries(rows, columns, col_stride < row_stride, [&](int row, int col) {
@@ -187,13 +187,14 @@ __global__ void __launch_bounds__(kThreads, 8)
     const T norm = std::sqrt(m.squares[c]);
     if (c == 0) longest = norm;
     if (dependent(norm, longest) && c < solid) solid = c;
-    if (lane == 0) problem.values[index * columns + c] = norm * power;
+    if (live && lane == 0) problem.values[index * columns + c] = norm * power;
     const T inverse = reciprocal_norm(norm);
     for (int i = lane; Vectors && i < rows; i += kWarp) column[i] *= inverse;
   }
-  if (lane == 0 && problem.info) problem.info[index] = unsettled;
+  if (live && lane == 0 && problem.info) problem.info[index] = unsettled;
   if constexpr (Vectors) {
     complete_shared(m, solid);
+    if (!live) return;
     const T poison = poison_of(longest);
     T* basis = problem.basis + index * rows * columns;
     visit_entries(rows, columns, problem.basis_col == 1, [&](int row, int col) {
