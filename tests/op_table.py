@@ -16,6 +16,7 @@ import grassmann_rows
 import logits_rows
 import membership_rows
 import sinkhorn_rows
+import small_matrix_rows
 
 OPS = [
     *coding_rate_rows.ROWS,
@@ -24,6 +25,7 @@ OPS = [
     *sinkhorn_rows.ROWS,
     *crate_rows.ROWS,
     *angle_rows.ROWS,
+    *small_matrix_rows.ROWS,
     *logits_rows.ROWS,
     *grassmann_rows.ROWS,
 ]

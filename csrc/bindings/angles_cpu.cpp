@@ -20,15 +20,15 @@ namespace {
 constexpr Device kDevice = Device::cpu;
 
 void bind_small_matrices(py::module_& m) {
-  m.def("small_svd",
-        [](py::handle M, py::handle values, py::handle left, py::handle right, py::handle info, int threads) {
-          constexpr const char* op = "small_svd";
-          const ArrayArg a(M, op, "M"), out(values, op, "values");
-          const OptionalArrayArg u(left, op, "left"), v(right, op, "right"), status(info, op, "info");
-          check_small_svd(a.view(), out.view(), u.view(), v.view(), status.view(), kDevice);
-          py::gil_scoped_release unlocked;
-          small_svd_cpu(a.view(), out.view(), u.view(), v.view(), status.view(), threads);
-        });
+  // Two public functions share this kernel; errors name the one that was called.
+  for (const char* op : {"small_svd", "small_svdvals"})
+    m.def(op, [op](py::handle M, py::handle values, py::handle left, py::handle right, py::handle info, int threads) {
+      const ArrayArg a(M, op, "M"), out(values, op, "values");
+      const OptionalArrayArg u(left, op, "left"), v(right, op, "right"), status(info, op, "info");
+      check_small_svd(a.view(), out.view(), u.view(), v.view(), status.view(), kDevice);
+      py::gil_scoped_release unlocked;
+      small_svd_cpu(a.view(), out.view(), u.view(), v.view(), status.view(), threads);
+    });
   m.def("small_eigh", [](py::handle A, py::handle values, py::handle vectors, py::handle info, int threads) {
     constexpr const char* op = "small_eigh";
     const ArrayArg a(A, op, "A"), out(values, op, "values");

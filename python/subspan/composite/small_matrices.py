@@ -17,11 +17,11 @@ def _finite_items(matrices: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(poison.isfinite()[..., None, None], matrices, 0), poison
 
 
-def _reciprocal_gaps(values: Tensor) -> Tensor:
-    """1 / (values_j - values_i), and 0 where the two are equal to rounding."""
+def _reciprocal_gaps(values: Tensor, eps: float) -> Tensor:
+    """1 / (values_j - values_i), and 0 where the two are equal to rounding in units of eps."""
     gaps = values[..., None, :] - values[..., :, None]
     largest = values.abs().amax(-1, keepdim=True)[..., None] if values.shape[-1] else gaps
-    distinct = gaps.abs() > values.shape[-1] * torch.finfo(values.dtype).eps * largest
+    distinct = gaps.abs() > values.shape[-1] * eps * largest
     return torch.where(distinct, torch.where(distinct, gaps, 1).reciprocal(), 0)
 
 
@@ -90,32 +90,37 @@ def _status(of: Tensor) -> Tensor:
 def svd_gradient(
     s: Tensor, U: Tensor, Vh: Tensor, of_values: Tensor | None, of_left: Tensor | None, of_right: Tensor | None
 ) -> Tensor | None:
-    """Of M = U diag(s) V^T. With E_ij = 1 / (s_j^2 - s_i^2) off the diagonal, 0 where the two are equal:
+    """Of M = U diag(s) V^T. With a = skew(U^T g_U), b = skew(V^T g_V), skew(X) = X - X^T:
 
-    U (diag(g_s) + (skew(U^T g_U) o E) S + S (skew(V^T g_V) o E)) V^T + (I - U U^T) g_U S^{-1} V^T
-      + U S^{-1} g_V^T (I - V V^T),  skew(X) = X - X^T.
+    U (diag(g_s) + C) V^T + (I - U U^T) g_U S^{-1} V^T + U S^{-1} g_V^T (I - V V^T),
+    C_ij = (a + b)_ij / 2 / (s_j - s_i) + (a - b)_ij / 2 / (s_j + s_i).
+
+    Between equal singular values the first term does not exist and is dropped. It is 0 where a + b is, for functions of
+    U V^T and of the values as a set.
     """
     if of_values is None and of_left is None and of_right is None:
         return None
-    scale = s.detach().amax(-1, keepdim=True) if s.shape[-1] else s.detach()
-    scale = torch.where(scale > 0, scale, 1)
-    relative = s / scale  # squares of the values themselves may overflow
-    gaps = _reciprocal_gaps(relative**2) / scale[..., None] ** 2
+    own = torch.finfo(U.dtype)
+    s, U, Vh = (part.to(factor_dtype(U)) for part in (s, U, Vh))  # which autocast leaves alone, here and in derivatives
+    of_values, of_left, of_right = (None if g is None else g.to(U.dtype) for g in (of_values, of_left, of_right))
     # Directions of a zero singular value are not determined: nothing flows through them.
-    positive = relative > torch.finfo(s.dtype).tiny ** 0.25
+    largest = s.detach().amax(-1, keepdim=True) if s.shape[-1] else s.detach()
+    positive = s > own.tiny**0.25 * largest
     inverse = torch.where(positive, torch.where(positive, s, 1).reciprocal(), 0)
-    core = torch.diag_embed(torch.zeros_like(s) if of_values is None else of_values)
-    V, outside = Vh.mT, []
-    if of_left is not None:
-        product = U.mT @ of_left
-        core = core + (product - product.mT) * gaps * s[..., None, :]
-        if U.shape[-2] > U.shape[-1]:
-            outside.append((of_left - U @ product) * inverse[..., None, :] @ Vh)
-    if of_right is not None:
-        product = V.mT @ of_right.mT
-        core = core + s[..., :, None] * ((product - product.mT) * gaps)
-        if V.shape[-2] > V.shape[-1]:
-            outside.append(U * inverse[..., None, :] @ (of_right - product.mT @ Vh))
+    V, outside, turns = Vh.mT, [], []
+    for vectors, upstream in ((U, of_left), (V, None if of_right is None else of_right.mT)):
+        if upstream is None:
+            turns.append(torch.zeros_like(U.mT @ U))
+            continue
+        product = vectors.mT @ upstream
+        turns.append((product - product.mT) / 2)
+        if vectors.shape[-2] > vectors.shape[-1]:
+            part = (upstream - vectors @ product) * inverse[..., None, :]
+            outside.append(part @ Vh if vectors is U else U @ part.mT)
+    sums = s[..., None, :] + s[..., :, None]
+    over_sums = torch.where(sums > 0, torch.where(sums > 0, sums, 1).reciprocal(), 0)
+    core = (turns[0] + turns[1]) * _reciprocal_gaps(s, own.eps) + (turns[0] - turns[1]) * over_sums
+    core = core if of_values is None else core + torch.diag_embed(of_values)
     return sum(outside, U @ core @ Vh)
 
 
@@ -125,8 +130,11 @@ def eigh_gradient(values: Tensor, Q: Tensor, of_values: Tensor | None, of_vector
     two are equal; symmetric."""
     if of_values is None and of_vectors is None:
         return None
+    eps = torch.finfo(Q.dtype).eps
+    values, Q = values.to(factor_dtype(Q)), Q.to(factor_dtype(Q))
+    of_values, of_vectors = (None if g is None else g.to(Q.dtype) for g in (of_values, of_vectors))
     core = torch.diag_embed(torch.zeros_like(values) if of_values is None else of_values)
     if of_vectors is not None:
-        core = core + (Q.mT @ of_vectors) * _reciprocal_gaps(values)
+        core = core + (Q.mT @ of_vectors) * _reciprocal_gaps(values, eps)
     gradient = Q @ core @ Q.mT
     return (gradient + gradient.mT) / 2

@@ -62,7 +62,7 @@ _small_svdvals = _route.register(
         schema="",
         outputs=("compute", "int32"),
         shapes=lambda M: ((*M.shape[:-2], _rank(M)), tuple(M.shape[:-2])),
-        kernel=lambda M, values, info, threads: _native.cpu.small_svd(M, values, None, None, info, threads),
+        kernel=lambda M, values, info, threads: _native.cpu.small_svdvals(M, values, None, None, info, threads),
         composite=lambda M: composite.small_svd(M)[::3],
         gradient=lambda M: (),  # backward needs nothing but the matrix
         backward=_values_backward,
@@ -120,9 +120,11 @@ def small_svd(M: Any, *, return_info: bool = False) -> Any:
         Some 7 to 10 sweeps of k^2 / 2 rotations of m + n entries each. No memory beyond thread-local buffers.
 
     Gradient:
-        In closed form from U, s and V^T, which are saved. Terms between two equal singular values are dropped: they do
-        not exist, and cancel in every function that does not depend on which of the bases of their common subspace was
-        returned. The same holds for directions of zero singular values. Second derivatives differentiate that.
+        In closed form from U, s and V^T, which are saved; finite everywhere. Between equal singular values the terms
+        that divide by their difference, and only they, are dropped: exact for functions of U V^T and of the values as a
+        set, such as sums over them. Other functions of U and V have no derivative there that the upstream gradients
+        know. Nothing flows through directions of zero singular values, which are not determined. Second derivatives
+        differentiate that.
 
     Source:
         Hestenes 1958; de Rijk 1989. Replaces ``torch.linalg.svd(M, full_matrices=False)``, whose gradient is NaN or
@@ -203,8 +205,9 @@ def small_eigh(A: Any, *, return_info: bool = False) -> Any:
         Some 6 to 9 sweeps of n^2 / 2 rotations of 3 n entries each. No memory beyond thread-local buffers.
 
     Gradient:
-        In closed form from values and vectors, which are saved; symmetric. Terms between two equal eigenvalues are
-        dropped: they cancel in every function that does not depend on which basis of their common space was returned.
+        In closed form from values and vectors, which are saved; symmetric and finite everywhere. Terms between two
+        equal eigenvalues are dropped: exact for functions of the values as a set, such as sums over them. Other
+        functions of vectors have no derivative there that the upstream gradients know.
 
     Source:
         Jacobi 1846. Replaces ``torch.linalg.eigh``, whose gradient is NaN or infinite at equal eigenvalues.
