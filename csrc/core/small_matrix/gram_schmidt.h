@@ -199,16 +199,17 @@ inline void scale(double* column, index_t length, double factor) {
   for (index_t r = 0; r < length; r += kLanes<double>) store(column + r, load(column + r) * factor);
 }
 
-// Divides a column whose squares would underflow or overflow by a power of two, which it gives.
-inline double unit_of(const Columns& one) {
-  double* column = one.column(0);
-  const double square = square_norm(column, one.length());
+// Divides a column whose squares would underflow or overflow by a power of two, which it gives; `square` is its squared
+// norm and becomes that of what is left.
+inline double unit_of(const Columns& one, double& square) {
   if (square > 1e-280 && square < 1e280) return 1;
+  double* column = one.column(0);
   double largest = 0;
   for (index_t r = 0; r < one.rows; ++r) largest = std::max(largest, std::abs(column[r]));
   if (!(largest > 0) || largest > std::numeric_limits<double>::max()) return 1;
   const double unit = std::ldexp(1.0, std::ilogb(largest));
   for (index_t r = 0; r < one.rows; ++r) column[r] /= unit;
+  square = square_norm(column, one.length());
   return unit;
 }
 
@@ -227,8 +228,8 @@ inline index_t orthonormalize(const Columns& a, double tolerance, double* triang
   for (index_t c = 0; c < count; ++c) {
     double* column = a.column(c);
     const Columns current{column, a.rows, 1, a.step}, previous{a.data, a.rows, c, a.step};
-    const double unit = detail::unit_of(current);
-    const double square = detail::square_norm(column, length);
+    double square = detail::square_norm(column, length);
+    const double unit = detail::unit_of(current, square);
     double rest = square;
     for (int time = 0; time < 2 && c > 0; ++time) {
       for (index_t i = 0; i < c; i += 8) {

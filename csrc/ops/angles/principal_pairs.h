@@ -119,6 +119,7 @@ class PrincipalPairs {
       }
       poison_[lane] = square * 0;
       if (!keep_ && square <= kFar * (1 - 1e-9)) continue;
+      vectors_ = true;
       narrow_[lane] = narrow;
       wide_columns_[lane] = wide;
       if (lane + 1 == present_) continue;
@@ -134,7 +135,7 @@ class PrincipalPairs {
   }
 
   void cosines() {
-    right_ = workspace_.take<Vector>(count_ * count_);
+    right_ = vectors_ ? workspace_.take<Vector>(count_ * count_) : nullptr;
     squares_ = workspace_.take<Vector>(count_);
     unsettled_ = svd_interleaved<double>(x_, wide_, count_, right_, squares_);
   }
@@ -245,6 +246,7 @@ class PrincipalPairs {
   const index_t *of_A_, *of_B_;
   index_t present_;
   bool keep_;
+  bool vectors_ = false;  // whether any pair needs more than its cosines
   Columns narrow_[kWidth], wide_columns_[kWidth];
   double *narrow_triangle_, *wide_triangle_;
   Vector *x_, *right_, *squares_, *gram_;
