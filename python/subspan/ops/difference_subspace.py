@@ -102,13 +102,11 @@ def difference_subspace(
     xp = namespace(A)
     if tol is None:
         tol = 16 * math.sqrt(columns[0].shape[-2]) * float(xp.finfo(_check.COMPUTE_DTYPE[A.dtype]).eps)
-    first, second = columns[0], columns[1]
-    if order == 2:
-        u, v = _canonical(first, second)
-        total = u + v  # of norms 2 cos(theta / 2), at least the root of 2
-        first, second = total / ((total**2).sum(-2) ** 0.5)[..., None, :], columns[2]
-    u, v = _canonical(first, second)
-    basis, norms, _ = small_svd(v - u)
+    if xp is np:  # which warns of what is not finite
+        with np.errstate(all="ignore"):
+            basis, norms = _differences(columns, order)
+    else:
+        basis, norms = _differences(columns, order)
     kept = norms > tol
     good = xp.isfinite(norms).all(-1)
     basis = xp.where(kept[..., None, :], basis, 0 * xp.ones_like(basis))
@@ -119,6 +117,18 @@ def difference_subspace(
     dimension = kept.sum(-1)
     dimension = xp.where(good, dimension, 0 * dimension - 1)
     return basis, _check.cast(dimension, xp.int32)
+
+
+def _differences(columns: list[Any], order: int) -> tuple[Any, Any]:
+    """Orthonormal directions of the differences of canonical vectors, and their norms."""
+    first, second = columns[0], columns[1]
+    if order == 2:
+        u, v = _canonical(first, second)
+        total = u + v  # of norms 2 cos(theta / 2), at least the root of 2
+        first, second = total / ((total**2).sum(-2) ** 0.5)[..., None, :], columns[2]
+    u, v = _canonical(first, second)
+    basis, norms, _ = small_svd(v - u)
+    return basis, norms
 
 
 def _index(op: str, order: Any) -> int:
