@@ -111,7 +111,8 @@ def _general_entry(op: Op, function: Any, otherwise: Callable[..., Any]) -> Call
         if DISABLED or not (first.is_cpu or first.is_meta or _route.cuda_kernel_serves(op.name, *args)):
             return op.composite(*args)[:wanted]
         if not op.differentiable and is_compiling():  # inside a backward, where no Function can be traced
-            return op.op(*args)[:wanted]
+            outputs = op.op(*args)
+            return outputs[:wanted] if isinstance(outputs, tuple) else (outputs,)
         return function.apply(*args)[:wanted]
 
     return general
@@ -180,9 +181,8 @@ def _define(op: Op) -> None:
     single = len(op.outputs) + len(op.saves) == 1
     kernel, fake = _library_kernel(op), _fake_kernel(op)
     _LIBRARY.define(f"{op.name}({signature}) -> {results}")
-    _LIBRARY.impl(op.name, (lambda *a: kernel(*a)[0]) if single else kernel, "CPU")
-    if op.cuda_kernel is not None:
-        _LIBRARY.impl(op.name, kernel, "CUDA")
+    for device in ("CPU", "CUDA") if op.cuda_kernel is not None else ("CPU",):
+        _LIBRARY.impl(op.name, (lambda *a: kernel(*a)[0]) if single else kernel, device)
     qualified = f"subspan::{op.name}"
     torch.library.register_fake(qualified, (lambda *a: fake(*a)[0]) if single else fake, lib=_LIBRARY)
     if op.differentiable:
