@@ -106,6 +106,16 @@ def test_exact_arithmetic(shape: tuple[int, int, int]) -> None:
         assert largest(got - double(exact)) <= angle_bound(n, condition), (seed, nearness)
 
 
+@pytest.mark.parametrize("columns", [32, 48, 64])
+def test_many_cosines_of_every_size(columns: int) -> None:
+    """From 1 to 1e-15: of such matrices Jacobi's method needs three times the sweeps of random ones."""
+    angles = torch.logspace(0, -15, columns, dtype=DOUBLE).acos().tolist()
+    A, B = pair(3, 200, angles)
+    got, info = subspan.principal_angles(A, B, return_info=True)
+    assert info.item() == columns
+    assert largest(got - double(angles)) <= angle_bound(200)
+
+
 # --- invariances ------------------------------------------------------------------------------------------------------
 
 

@@ -9,7 +9,9 @@ enum class Precision { kNormwise, kRelative };
 
 namespace jacobi {
 
-constexpr int kMaxSweeps = 30;  // a random 32 x 32 matrix takes 7 in float32 and 9 in float64
+// A random 32 x 32 matrix takes 7 sweeps in float32 and 9 in float64; one of singular values from 1 to 1e-15 takes 30
+// of this order, 45 columns 38, 64 columns 48 and 100 columns 60.
+constexpr int kMaxSweeps = 100;
 
 // Squares of squared norms must not underflow: columns shorter than this, beside a largest one of at least 1, are taken
 // for rounding errors of the others and stay as they are.

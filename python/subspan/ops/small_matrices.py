@@ -117,7 +117,8 @@ def small_svd(M: Any, *, return_info: bool = False) -> Any:
         TypeError, ValueError: wrong array.
 
     Cost:
-        Some 7 to 10 sweeps of k^2 / 2 rotations of m + n entries each. No memory beyond thread-local buffers.
+        Some 7 to 10 sweeps of k^2 / 2 rotations of m + n entries each, up to four times as many where singular values
+        are of very different sizes. No memory beyond thread-local buffers.
 
     Gradient:
         In closed form from U, s and V^T, which are saved; finite everywhere. Between equal singular values the terms
