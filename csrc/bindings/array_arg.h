@@ -6,7 +6,9 @@
 #include <algorithm>
 
 #include "bindings/dlpack.h"
+#include "core/batch.h"
 #include "core/check.h"
+#include "core/huge_pages.h"
 #include "core/tensor_view.h"
 
 namespace subspan {
@@ -126,16 +128,30 @@ class ArrayArg {
   TensorView view_;
 };
 
-// An argument that may be None.
-class OptionalArrayArg {
+// An array that the kernel fills, fresh from its framework.
+class OutputArg : public ArrayArg {
  public:
-  OptionalArrayArg(py::handle object, const char* op, const char* name)
-      : present_(!object.is_none()), arg_(present_ ? ArrayArg(object, op, name) : ArrayArg()) {}
+  OutputArg() = default;
+  OutputArg(py::handle object, const char* op, const char* name) : ArrayArg(object, op, name) {
+    const auto bytes = static_cast<std::size_t>(view().numel() * element_size(view().dtype));
+    if (view().device == Device::cpu && bytes >= kFreshBytes) wish_for_huge_pages(view().data, bytes);
+  }
+};
+
+// An argument that may be None.
+template <class Arg>
+class Optional {
+ public:
+  Optional(py::handle object, const char* op, const char* name)
+      : present_(!object.is_none()), arg_(present_ ? Arg(object, op, name) : Arg()) {}
   const TensorView* view() const { return present_ ? &arg_.view() : nullptr; }
 
  private:
   bool present_;
-  ArrayArg arg_;
+  Arg arg_;
 };
+
+using OptionalArrayArg = Optional<ArrayArg>;
+using OptionalOutputArg = Optional<OutputArg>;
 
 }  // namespace subspan

@@ -13,7 +13,8 @@ void bind_affine(py::module_& m) {
   m.def("affine_product", [](py::handle A, py::handle B, py::handle E, py::handle result, double scale, double shift,
                              bool relu, int threads) {
     constexpr const char* op = "ista";  // the public function that hands its arrays on
-    const ArrayArg a(A, op, "x"), b(B, op, "D"), out(result, op, "result");
+    const ArrayArg a(A, op, "x"), b(B, op, "D");
+    const OutputArg out(result, op, "result");
     const OptionalArrayArg e(E, op, "E");
     check_affine_product(a.view(), b.view(), e.view(), out.view(), kDevice);
     py::gil_scoped_release unlocked;

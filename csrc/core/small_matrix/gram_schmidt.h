@@ -2,6 +2,7 @@
 // two such matrices.
 #pragma once
 #include "core/batch.h"
+#include "core/lookahead.h"
 #include "core/pack.h"
 
 namespace subspan {
@@ -28,6 +29,10 @@ namespace detail {
 // kLanes neighbouring entries in float64.
 template <class Stored>
 inline Vec<double> load_double(const Stored* from) {
+#if defined(__AVX512F__)
+  // GCC converts halves and joins them.
+  if constexpr (std::is_same_v<Stored, float>) return (Vec<double>)_mm512_cvtps_pd(_mm256_loadu_ps(from));
+#endif
   typedef Stored Narrow __attribute__((vector_size(kLanes<double> * sizeof(Stored))));
   Narrow entries;
   std::memcpy(&entries, from, sizeof entries);
@@ -35,20 +40,28 @@ inline Vec<double> load_double(const Stored* from) {
 }
 
 template <class Stored>
-void read_columns(const Stored* from, index_t row_step, index_t column_step, const Columns& to) {
-  constexpr index_t lanes = kLanes<double>;
+void read_columns(const Stored* from, index_t row_step, index_t column_step, const Lookahead& ask, const Columns& to) {
+  constexpr index_t lanes = kLanes<double>, bytes = lanes * sizeof(Stored);
   const index_t whole = to.rows / lanes * lanes;
   if (row_step == 1) {
     for (index_t c = 0; c < to.count; ++c) {
       const Stored* in = from + c * column_step;
       double* out = to.column(c);
-      for (index_t r = 0; r < whole; r += lanes) store(out + r, load_double(in + r));
+      for (index_t r = 0; r < whole; r += lanes) {
+        ask(in + r, bytes);
+        store(out + r, load_double(in + r));
+      }
       for (index_t r = whole; r < to.length(); ++r) out[r] = r < to.rows ? static_cast<double>(in[r]) : 0;
     }
     return;
   }
   const index_t squares = column_step == 1 ? to.count / lanes * lanes : 0;
   for (index_t r = 0; r < whole; r += lanes) {
+    if (row_step == to.count) {
+      ask(from + r * row_step, bytes * row_step);
+    } else {
+      for (index_t i = 0; i < lanes; ++i) ask(from + (r + i) * row_step, to.count * index_t{sizeof(Stored)});
+    }
     for (index_t c = 0; c < squares; c += lanes) {
       Vec<double> square[lanes];
 #pragma GCC unroll 8
@@ -68,14 +81,14 @@ void read_columns(const Stored* from, index_t row_step, index_t column_step, con
 
 }  // namespace detail
 
-// Copies item `item` of an array (*batch, rows, count), converting and transposing on the way.
-inline void read_columns(const TensorView& array, index_t item, const Columns& to) {
+// Copies item `item` of an array (*batch, rows, count), converting and transposing on the way; item `next` is to follow.
+inline void read_columns(const TensorView& array, index_t item, index_t next, const Columns& to) {
   const void* data = batch_item(array, 2, item);
-  switch (array.dtype) {
-    case DType::f32: return detail::read_columns(static_cast<const float*>(data), array.step(-2), array.step(-1), to);
-    case DType::f64: return detail::read_columns(static_cast<const double*>(data), array.step(-2), array.step(-1), to);
-    default: break;
-  }
+  const auto read = [&](auto* from) {
+    detail::read_columns(from, array.step(-2), array.step(-1), Lookahead(array, item, next), to);
+  };
+  if (array.dtype == DType::f32) return read(static_cast<const float*>(data));
+  if (array.dtype == DType::f64) return read(static_cast<const double*>(data));
   const Rows<double> rows(data, array.dtype, array.step(-2), array.step(-1));
   Workspace workspace;
   double* scratch = workspace.take<double>(to.count);
@@ -118,6 +131,27 @@ inline double sum_lanes(Vec<double> v) {
   return lanes[0];
 }
 
+// totals[i] = the sum of the lanes of vectors[i]: transposed, as many at a time as there are lanes, the sums are sums of
+// vectors.
+template <int count>
+inline void sum_each(const Vec<double>* vectors, double* totals) {
+  constexpr int lanes = kLanes<double>, whole = count / lanes * lanes;
+#pragma GCC unroll 8
+  for (int first = 0; first < whole; first += lanes) {
+    Vec<double> square[lanes];
+#pragma GCC unroll 8
+    for (int i = 0; i < lanes; ++i) square[i] = vectors[first + i];
+    transpose_square<double>(square);
+#pragma GCC unroll 4
+    for (int half = lanes / 2; half > 0; half /= 2) {
+#pragma GCC unroll 8
+      for (int i = 0; i < half; ++i) square[i] += square[i + half];
+    }
+    store(totals + first, square[0]);
+  }
+  for (int i = whole; i < count; ++i) totals[i] = sum_lanes(vectors[i]);
+}
+
 namespace detail {
 
 // products[i * step + j] = left[i]^T right[j] for a block of Left x Right columns.
@@ -133,8 +167,10 @@ inline void block_products(const Columns& left, index_t i0, const Columns& right
       for (int j = 0; j < Right; ++j) sums[i][j] += a * b[j];
     }
   }
+  double totals[Left * Right];
+  sum_each<Left * Right>(&sums[0][0], totals);
   for (int i = 0; i < Left; ++i) {
-    for (int j = 0; j < Right; ++j) products[(i0 + i) * step + j0 + j] = sum_lanes(sums[i][j]);
+    for (int j = 0; j < Right; ++j) products[(i0 + i) * step + j0 + j] = totals[i * Right + j];
   }
 }
 

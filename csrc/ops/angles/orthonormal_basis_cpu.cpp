@@ -14,7 +14,7 @@ void orthonormal_basis_cpu(const TensorView& A, const TensorView& Q, const Tenso
       Workspace workspace;
       const Columns basis = Columns::take(rows, count, workspace);
       double* upper = workspace.take<double>(count * count);
-      read_columns(A, item, basis);
+      read_columns(A, item, std::min(item + 1, items - 1), basis);
       const index_t rank = orthonormalize(basis, rank_tol, upper);
       double poison = 0;
       for (index_t e = 0; e < count * count; ++e) poison += upper[e] * 0;

@@ -101,14 +101,14 @@ class PrincipalPairs {
     double* product = workspace_.take<double>(count_ * wide_);
     Columns narrow = Columns::take(rows_, count_, workspace_), wide = Columns::take(rows_, wide_, workspace_);
     for (index_t lane = 0; lane < present_; ++lane) {
-      read_columns(swapped_ ? A_ : B_, (swapped_ ? of_A_ : of_B_)[lane], narrow);
-      read_columns(swapped_ ? B_ : A_, (swapped_ ? of_B_ : of_A_)[lane], wide);
-      const index_t next = std::min(lane + 1, present_ - 1);
-      prefetch(A_, of_A_[next]);
+      const index_t *of_narrow = swapped_ ? of_A_ : of_B_, *of_wide = swapped_ ? of_B_ : of_A_;
+      // After the last pair, the batch most likely goes on.
+      const auto next = [&](const index_t* items) { return lane + 1 < present_ ? items[lane + 1] : items[lane] + 1; };
+      read_columns(swapped_ ? A_ : B_, of_narrow[lane], next(of_narrow), narrow);
+      read_columns(swapped_ ? B_ : A_, of_wide[lane], next(of_wide), wide);
       const double tolerance = parameters_.rank_tol;
       index_t rank = count_, other = wide_;
       if (!parameters_.orthonormal) rank = orthonormalize(narrow, tolerance, narrow_triangle_ + lane * count_ * count_);
-      prefetch(B_, of_B_[next]);
       if (!parameters_.orthonormal) other = orthonormalize(wide, tolerance, wide_triangle_ + lane * wide_ * wide_);
       info_[lane] = static_cast<std::int32_t>(std::min(rank, other));
       products(narrow, wide, product, wide_);
@@ -126,12 +126,6 @@ class PrincipalPairs {
       narrow = Columns::take(rows_, count_, workspace_);
       wide = Columns::take(rows_, wide_, workspace_);
     }
-  }
-
-  static void prefetch(const TensorView& bases, index_t item) {
-    const char* data = static_cast<const char*>(batch_item(bases, 2, item));
-    const index_t bytes = bases.size(-1) * bases.size(-2) * element_size(bases.dtype);
-    for (index_t i = 0; i < bytes; i += 64) __builtin_prefetch(data + i, 0, 2);
   }
 
   void cosines() {
@@ -221,11 +215,13 @@ class PrincipalPairs {
       index_t* order = order_ + lane * count_;
       std::iota(order, order + count_, index_t(0));
       double* angle = angle_ + lane * count_;
-      for (index_t i = 0; i < count_; ++i) angle[i] = std::atan2(unsorted[count_ + i], unsorted[i]);
+      const double *cosine = unsorted, *sine = unsorted + count_;
       if (poison == 0)
         for (index_t i = 1; i < count_; ++i) {  // few, and nearly sorted: the singular values were
           index_t at = i;
-          for (; at > 0 && angle[i] < angle[order[at - 1]]; --at) order[at] = order[at - 1];
+          // By tangents, without dividing.
+          for (; at > 0 && sine[i] * cosine[order[at - 1]] < sine[order[at - 1]] * cosine[i]; --at)
+            order[at] = order[at - 1];
           order[at] = i;
         }
       for (index_t i = 0; i < count_; ++i) {

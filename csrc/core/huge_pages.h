@@ -1,0 +1,28 @@
+// Memory from the system comes in pages of 4 KB that are mapped at their first touch, half a microsecond each: for a
+// large fresh array that is more than most kernels need to fill it. Huge pages of 2 MB cost a fifth of that.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
+namespace subspan {
+
+constexpr std::size_t kHugePage = std::size_t{2} << 20;
+
+// A C library keeps smaller blocks after they are freed, and their pages with them (32 MB is glibc's limit).
+constexpr std::size_t kFreshBytes = std::size_t{32} << 20;
+
+// Asks for huge pages in an array that will be written whole. A wish: where it is not granted, nothing changes.
+inline void wish_for_huge_pages(void* data, std::size_t bytes) {
+#ifdef __linux__
+  const auto first = (reinterpret_cast<std::uintptr_t>(data) + kHugePage - 1) / kHugePage * kHugePage;
+  const auto end = (reinterpret_cast<std::uintptr_t>(data) + bytes) / kHugePage * kHugePage;
+  if (end > first) madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
+#else
+  (void)data, (void)bytes;
+#endif
+}
+
+}  // namespace subspan
