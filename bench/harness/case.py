@@ -52,18 +52,21 @@ class Variant:
 class Bar:
     """What is asked of a case: `against` a kind of variant, at least `ratio` times faster; or a fraction of the floor.
 
+    Of several variants of a kind the fastest counts, or the one whose label starts with `label`.
+
     A ratio below 1 states an allowance: Bar(YARDSTICK, 1 / 4) is "at most 4 times the time of the yardstick".
     """
 
     against: str
     ratio: float
+    label: str = ""
 
     def __str__(self) -> str:
         if self.against == "floor":
             return f"≥ {100 * self.ratio:.0f} % of floor"
         if self.ratio < 1:
             return f"≤ {1 / self.ratio:.3g}× the time of the {self.against}"
-        return f"≥ {self.ratio:.3g}× {self.against}"
+        return f"≥ {self.ratio:.3g}× {self.label or self.against}"
 
 
 @dataclass(frozen=True)

@@ -199,7 +199,7 @@ def _json_case(result: Result) -> dict:
         "floor_fraction": result.floor_fraction,
         "ratio_plain": result.ratio(PLAIN),
         "ratio_copied": result.ratio(PEER),
-        "bars": [{"against": bar.against, "ratio": bar.ratio} for bar in case.bars],
+        "bars": [{"against": bar.label or bar.against, "ratio": bar.ratio} for bar in case.bars],
         "verdict": result.verdict,
         "check_failure": result.failure,
         "cores_used_by_others": result.others,

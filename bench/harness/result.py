@@ -83,13 +83,14 @@ class Result:
     def disturbed(self) -> bool:
         return self.others is not None and self.others > BUSY_CORES
 
-    def fastest(self, kind: str) -> Measurement | None:
+    def fastest(self, kind: str, label: str = "") -> Measurement | None:
         timed = [m for m in self.measurements if m.variant.kind == kind and m.seconds]
+        timed = [m for m in timed if m.variant.label.startswith(label)]
         return min(timed, key=lambda m: m.median, default=None)
 
-    def ratio(self, kind: str) -> float | None:
-        """How many times faster subspan is than the fastest of a kind: the median of the ratios of each round."""
-        other = self.fastest(kind)
+    def ratio(self, kind: str, label: str = "") -> float | None:
+        """How many times faster subspan is than the fastest of a kind and label: the median of the rounds' ratios."""
+        other = self.fastest(kind, label)
         return None if other is None or self.failure else self.ratio_to(other)
 
     def ratio_to(self, other: Measurement) -> float:
@@ -133,7 +134,7 @@ class Result:
     def _reached(self, bar: Bar) -> bool:
         if bar.against == "floor":
             return self._floor_reached(bar.ratio)
-        ratio = self.ratio(bar.against)
+        ratio = self.ratio(bar.against, bar.label)
         return ratio is not None and ratio >= bar.ratio
 
     def _floor_reached(self, fraction: float) -> bool:

@@ -81,7 +81,8 @@ void read_columns(const Stored* from, index_t row_step, index_t column_step, con
 
 }  // namespace detail
 
-// Copies item `item` of an array (*batch, rows, count), converting and transposing on the way; item `next` is to follow.
+// Copies item `item` of an array (*batch, rows, count), converting and transposing on the way; item `next` is to
+// follow.
 inline void read_columns(const TensorView& array, index_t item, index_t next, const Columns& to) {
   const void* data = batch_item(array, 2, item);
   const auto read = [&](auto* from) {
@@ -131,25 +132,29 @@ inline double sum_lanes(Vec<double> v) {
   return lanes[0];
 }
 
-// totals[i] = the sum of the lanes of vectors[i]: transposed, as many at a time as there are lanes, the sums are sums of
-// vectors.
+// totals[i] = the sum of the lanes of vectors[i]: transposed, as many at a time as there are lanes, the sums are sums
+// of vectors.
 template <int count>
 inline void sum_each(const Vec<double>* vectors, double* totals) {
-  constexpr int lanes = kLanes<double>, whole = count / lanes * lanes;
+  constexpr int lanes = kLanes<double>, few = 2;  // measured: up to so many are summed one by one
 #pragma GCC unroll 8
-  for (int first = 0; first < whole; first += lanes) {
+  for (int first = 0; first < count; first += lanes) {
+    const int present = std::min(lanes, count - first);
+    if (present <= few && present < lanes) {
+      for (int i = 0; i < present; ++i) totals[first + i] = sum_lanes(vectors[first + i]);
+      continue;
+    }
     Vec<double> square[lanes];
 #pragma GCC unroll 8
-    for (int i = 0; i < lanes; ++i) square[i] = vectors[first + i];
+    for (int i = 0; i < lanes; ++i) square[i] = i < present ? vectors[first + i] : Vec<double>{};
     transpose_square<double>(square);
 #pragma GCC unroll 4
     for (int half = lanes / 2; half > 0; half /= 2) {
 #pragma GCC unroll 8
       for (int i = 0; i < half; ++i) square[i] += square[i + half];
     }
-    store(totals + first, square[0]);
+    std::memcpy(totals + first, &square[0], static_cast<std::size_t>(present) * sizeof(double));
   }
-  for (int i = whole; i < count; ++i) totals[i] = sum_lanes(vectors[i]);
 }
 
 namespace detail {

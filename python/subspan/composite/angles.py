@@ -142,9 +142,12 @@ def to_basis(gradient: Tensor, R: Tensor, alive: Tensor) -> Tensor:
     return solution.mT
 
 
-def _across(Q: Tensor, residual: Tensor) -> Tensor:
-    """Without the rounding errors along Q, which are seen where the residual is small and divided by its length."""
-    return residual - Q @ (Q.mT @ residual)
+def _across(Q: Tensor, residual: Tensor, times: int = 1) -> Tensor:
+    """Without the rounding errors along Q, which are seen where the residual is small. Where it is divided by its
+    length and may be nothing but rounding errors, once is not enough."""
+    for _ in range(times):
+        residual = residual - Q @ (Q.mT @ residual)
+    return residual
 
 
 @without_autocast
@@ -167,8 +170,8 @@ def subspace_angles_gradient(A: Tensor, B: Tensor, value: Tensor, g: Tensor, *re
             U, V, c, s = sines_and_rotation(M, Q_A, Q_B)
         parameters.count = count
         weights = angle_weights(parameters, g, c, s)[..., None, :]
-        d_A = -(_across(Q_A, Q_B @ V - Q_A @ (U * c[..., None, :])) * weights) @ U.mT
-        d_B = -(_across(Q_B, Q_A @ U - Q_B @ (V * c[..., None, :])) * weights) @ V.mT
+        d_A = -(_across(Q_A, Q_B @ V - Q_A @ (U * c[..., None, :]), 2) * weights) @ U.mT
+        d_B = -(_across(Q_B, Q_A @ U - Q_B @ (V * c[..., None, :]), 2) * weights) @ V.mT
     else:
         name, slope = outer(parameters, value, count)
         Phi = matrix_function(M, name) * (g * slope)[..., None, None]
