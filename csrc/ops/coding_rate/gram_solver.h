@@ -24,6 +24,8 @@ class GramSolver {
     block_ = kPackBytes / (panel_width<T>(size) * static_cast<index_t>(sizeof(T)));
     block_ = std::min(block_, round_up(problem.summed(), kLanes<T>));
     packed_ = {workspace.take<T>(panel_elements<T>(block_, size) * team_size), block_, panel_width<T>(size)};
+    parts_ = uses_dots() ? 1 : part_count();
+    partial_ = workspace.take<T>((parts_ - 1) * panel_elements<T>(factor_.matrix().depth, size));
     if (uses_dots() && !rows_.in_place()) converted_ = workspace.take<T>(size * problem.summed() * team_size);
   }
 
@@ -47,31 +49,85 @@ class GramSolver {
   static constexpr index_t kDotSamples = 112, kDotFeatures = 256;  // measured: packing pays beyond
   static constexpr index_t kPackBytes = 24 << 10;                  // of a packed panel: half of a first-level cache
 
-  // Every member packs for itself and computes its share of the tiles: packing twice costs less than meeting at a
-  // barrier for every block and fetching half of it from another core's cache.
+  // How many partial sums a long Gram matrix has: as many as share it without packing anything twice. It follows from
+  // the problem alone, so that results do not depend on the number of threads. Each costs a pass over one more matrix.
+  index_t part_count() const {
+    const index_t most = problem_.summed() / std::max<index_t>({2 * problem_.factored(), 4 * block_, 1});
+    return most >= 4 ? 4 : most >= 2 ? 2 : 1;
+  }
+
+  Panels<T> part(index_t index) const {
+    const Panels<T>& whole = factor_.matrix();
+    if (index == 0) return whole;
+    return {partial_ + (index - 1) * panel_elements<T>(whole.depth, problem_.factored()), whole.depth, whole.width};
+  }
+
   void form_gram(Team team) const {
     const index_t size = problem_.factored();
     const index_t summed = problem_.summed();
-    if (summed == 0 && team.rank() == 0)
-      std::fill_n(factor_.matrix().data, panel_elements<T>(factor_.matrix().depth, size), T(0));
+    if (summed == 0) {
+      if (team.rank() == 0) std::fill_n(factor_.matrix().data, panel_elements<T>(factor_.matrix().depth, size), T(0));
+      team.barrier();
+      return;
+    }
     if (uses_dots()) {
       T* converted = converted_ + team.rank() * size * summed;
       row_dots(rows_, size, summed, static_cast<T>(problem_.alpha), factor_.matrix(), converted, team);
       team.barrier();
       return;
     }
-    const Panels<T> packed{packed_.data + team.rank() * panel_elements<T>(block_, size), block_, packed_.width};
-    for (index_t k = 0; k < summed; k += block_) {
-      const index_t depth = std::min(block_, summed - k);
+    // Members of one part meet nowhere: each packs for itself and computes its share of the tiles. Packing twice costs
+    // less than a barrier for every block and fetching half of it from another core's cache.
+    const int shares = std::max(1, team.size() / static_cast<int>(parts_));
+    const int groups = team.size() / shares;
+    const index_t length = round_up((summed + parts_ - 1) / parts_, block_);
+    if (team.rank() < shares * groups) {
+      for (index_t p = team.rank() / shares; p < parts_; p += groups)
+        add_rows(p * length, std::min(summed, (p + 1) * length), part(p), team.rank(),
+                 Team(team.rank() % shares, shares));
+    }
+    team.barrier();
+    if (parts_ > 1) {
+      add_parts(team);
+      team.barrier();
+    }
+  }
+
+  // to = the sum over rows (or columns) begin ... end - 1, times alpha; tiles are dealt to the team.
+  void add_rows(index_t begin, index_t end, const Panels<T>& to, index_t buffer, Team team) const {
+    const index_t size = problem_.factored();
+    const Panels<T> packed{packed_.data + buffer * panel_elements<T>(block_, size), block_, packed_.width};
+    for (index_t k = begin; k < end; k += block_) {
+      const index_t depth = std::min(block_, end - k);
       if (problem_.on_samples()) {
         pack_rows(rows_, 0, size, k, depth, packed);
       } else {
         pack_columns(rows_, k, depth, 0, size, packed);
       }
-      const T scale = k + depth == summed ? static_cast<T>(problem_.alpha) : T(1);
-      multiply(packed, size, packed, size, depth, Part::kUpper, team, StorePanels<T>{factor_.matrix(), k > 0, scale});
+      const T scale = k + depth == end ? static_cast<T>(problem_.alpha) : T(1);
+      multiply(packed, size, packed, size, depth, Part::kUpper, team, StorePanels<T>{to, k > begin, scale});
     }
-    team.barrier();
+  }
+
+  // The first part becomes the sum of all, rows dealt to the team. What the micro-kernel has not written is not read.
+  void add_parts(Team team) const {
+    const Panels<T>& sum = factor_.matrix();
+    const index_t size = problem_.factored(), width = sum.width;
+    for (index_t panel = 0, turn = 0; panel * width < size; ++panel) {
+      const index_t rows = std::min(sum.depth, (panel + 1) * width);
+      for (index_t row = 0; row < rows; row += kTileRows, ++turn) {
+        if (turn % team.size() != team.rank()) continue;
+        const index_t first = row > panel * width ? (row - panel * width) / kLanes<T> * kLanes<T> : 0;
+        for (index_t r = row; r < std::min(rows, row + kTileRows); ++r) {
+          for (index_t c = first; c < std::min(width, round_up(size - panel * width, kLanes<T>)); c += kLanes<T>) {
+            T* target = sum.panel(panel) + r * width + c;
+            Vec<T> total = load(target);
+            for (index_t p = 1; p < parts_; ++p) total += load(part(p).panel(panel) + r * width + c);
+            store(target, total);
+          }
+        }
+      }
+    }
   }
 
   bool uses_dots() const {
@@ -95,6 +151,8 @@ class GramSolver {
   Panels<T> packed_;
   T* converted_ = nullptr;  // rows that cannot be read in place
   index_t block_ = 0;
+  index_t parts_ = 1;     // partial sums of the Gram matrix
+  T* partial_ = nullptr;  // all but the first
 };
 
 // Runs body(solver, team) with a team of `threads`, in float32 unless the input is float64 or its rounding asks for
