@@ -1,0 +1,109 @@
+"""Newton-Schulz iterations and their gradient in torch operations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from .factor import identity, result_dtype, without_autocast
+
+#: As of the kernel: errors of R_0 may grow by this factor before the iteration starts anew.
+NOISE = 256.0
+
+
+def _normalised(G: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """X = G / |G| with no more rows than columns, scale * X / |G| for the gradient's sake, and scale, a constant.
+
+    Entries are divided by the largest before they are squared; the quotient does not depend on that. 0 / 0 is 0.
+    """
+    X = G.to(result_dtype(G))
+    X = X.mT if X.shape[-2] > X.shape[-1] else X
+    largest = X.detach().abs().amax((-2, -1), keepdim=True)
+    scale = torch.where(largest == 0, 1, largest)
+    X = X / scale
+    squares = X.square().sum((-2, -1), keepdim=True)
+    inverse = torch.where(squares == 0, 0, torch.where(squares == 0, 1, squares).rsqrt())
+    return X * inverse, inverse, scale
+
+
+def _turned(X: Tensor, like: Tensor) -> Tensor:
+    return X.mT if like.shape[-2] > like.shape[-1] else X
+
+
+def _largest_factor(a: float, b: float, c: float) -> float:
+    """By which a step multiplies singular values of at most one."""
+    turn = -b / (2 * c) if c else -1.0
+    inside = abs(a + b * turn / 2) if 0 < turn < 1 else 0.0
+    return max(abs(a), abs(a + b + c), inside)
+
+
+def _steps(coefficients: Sequence[float]) -> list[tuple[float, float, float]]:
+    return [(coefficients[i], coefficients[i + 1], coefficients[i + 2]) for i in range(0, len(coefficients), 3)]
+
+
+def _factor(R: Tensor, a: float, b: float, c: float) -> Tensor:
+    Z = b * R + a * identity(R.shape[-1], R)
+    return Z + c * (R @ R) if c else Z
+
+
+@without_autocast
+def newton_schulz(G: Tensor, coefficients: Sequence[float]) -> tuple[Tensor]:
+    """The iteration on the shorter side; see the kernel. It starts anew where a matrix of rank one would need it."""
+    if not G.numel():
+        return (G.to(result_dtype(G)).clone(),)
+    X = _normalised(G)[0]
+    R, growth, steps = X @ X.mT, 1.0, _steps(coefficients)
+    Q: Tensor | None = None
+    for k, (a, b, c) in enumerate(steps):
+        Z = _factor(R, a, b, c)
+        Q = Z if Q is None else Q @ Z
+        growth *= _largest_factor(a, b, c) ** 2
+        if k + 1 == len(steps) or growth > NOISE:
+            X, Q, growth = Q @ X, None, 1.0
+            R = X @ X.mT if k + 1 < len(steps) else R
+        else:
+            R = (R @ Z) @ Z
+    return (_turned(X, G),)
+
+
+@without_autocast
+def newton_schulz_gradient(g: Tensor, G: Tensor, coefficients: Sequence[float]) -> Tensor:
+    """The iteration again, every X kept, and then its steps backwards. Of X' = (a I + b A + c A^2) X with A = X X^T:
+
+    dX = (a I + b A + c A^2) g + (D + D^T) X, where D = b W + c (A W + W A) and W = g X^T.
+    """
+    if not G.numel():
+        return torch.zeros_like(G)
+    X, inverse, scale = _normalised(G)
+    start = X
+    g = _turned(g, G).to(X.dtype)
+    kept: list[tuple[Tensor, Tensor]] = []
+    steps = _steps(coefficients)
+    for a, b, c in steps:
+        A = X @ X.mT
+        kept.append((X, A))
+        X = _factor(A, a, b, c) @ X
+    for (X, A), (a, b, c) in zip(reversed(kept), reversed(steps), strict=True):
+        W = g @ X.mT
+        D = b * W
+        if c:
+            D = D + c * (A @ W + W @ A)
+        g = _factor(A, a, b, c) @ g + (D + D.mT) @ X
+    along = (start * g).sum((-2, -1), keepdim=True)
+    return _turned((g - start * along) * inverse / scale, G).to(G.dtype)
+
+
+def by_shape(matrices: list[Tensor], function: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    """The function of each, evaluated on stacks of those of equal shape and type: a device runs few large products
+    faster than many small ones."""
+    groups: dict[tuple[torch.Size, torch.dtype, torch.device], list[int]] = {}
+    for i, matrix in enumerate(matrices):
+        groups.setdefault((matrix.shape, matrix.dtype, matrix.device), []).append(i)
+    results = list(matrices)
+    for members in groups.values():
+        values = function(torch.stack([matrices[i] for i in members]))
+        for i, value in zip(members, values.unbind(0), strict=True):
+            results[i] = value
+    return results
