@@ -6,8 +6,8 @@
 // Products are symmetric: four of s^3 flops a step for the shorter side s, and 3 s^2 l for the longer side l in all.
 //
 // R_0 is rounded by eps |R_0|, where singular values that are small to begin with are lost; R_k has that error times
-// the square of all growth so far. Before that product exceeds kNoise eps the iteration starts anew from X_k: 3 s^2 l
-// flops, less the three products of s^3 that this saves.
+// the square of all growth so far. Before that product exceeds an allowed multiple of eps the iteration starts anew
+// from X_k, for 3 s^2 (l - s) flops more than going on would take.
 #pragma once
 #include <array>
 #include <cmath>
@@ -22,7 +22,10 @@
 
 namespace subspan {
 
-constexpr double kNoise = 256;
+// Multiples of eps. Starting anew is cheap where the sides are nearly equal; else more is allowed.
+inline double allowed_noise(index_t shorter, index_t longer) { return longer > 2 * shorter ? 256 : 16; }
+
+constexpr index_t kPackedBlock = 256;  // of the longer side, packed by all members
 
 // One matrix of the call.
 struct SchulzItem {
@@ -117,8 +120,8 @@ class SchulzIteration {
         result_(static_cast<T*>(item.result)) {
     const index_t s = item.shorter(), l = item.longer();
     for (Symmetric<T>& matrix : matrices_) matrix = Symmetric<T>::take(s, workspace);
-    block_ = {workspace.take<T>(panel_elements<T>(std::min(kSumBlock, l), s)), std::min(kSumBlock, l),
-              panel_width<T>(s)};
+    const index_t depth = std::min(kPackedBlock, l);
+    block_ = {workspace.take<T>(panel_elements<T>(depth, s)), depth, panel_width<T>(s)};
     const index_t panels = (l + kPanelWidth<T> - 1) / kPanelWidth<T>;
     group_ = std::clamp<index_t>(panels / (2 * threads), 1, 8) * kPanelWidth<T>;
     group_elements_ = round_up(panel_elements<T>(s, std::min(group_, l)), kLanes<T>);
@@ -146,7 +149,7 @@ class SchulzIteration {
       team.barrier();
       if (k + 1 == polynomials.size()) break;
       growth *= largest_factor(p) * largest_factor(p);
-      fresh = norm * growth > kNoise;
+      fresh = norm * growth > allowed_noise(item_.shorter(), item_.longer());
       if (fresh) {
         apply(*X, Q, team);
         team.barrier();
@@ -209,14 +212,18 @@ class SchulzIteration {
 
   // The upper triangle of X X^T.
   void gram(const detail::Sides<T>& X, const Symmetric<T>& R, Team team) const {
-    for (index_t k = 0; k < X.longer; k += kSumBlock) {
-      const index_t depth = std::min(kSumBlock, X.longer - k);
+    for (index_t k = 0; k < X.longer; k += kPackedBlock) {
+      const index_t depth = std::min(kPackedBlock, X.longer - k);
       for (index_t c = team.rank() * block_.width; c < X.shorter; c += team.size() * block_.width) {
         const Panels<T> panel{block_.panel(c / block_.width), block_.depth, block_.width};
         X.pack_short(c, std::min(block_.width, X.shorter - c), k, depth, panel);
       }
       team.barrier();
-      multiply(block_, X.shorter, block_, X.shorter, depth, Part::kUpper, team, StorePanels<T>{R.panels, k > 0, T(1)});
+      for (index_t part = 0; part < depth; part += kSumBlock) {
+        const Panels<T> rows{block_.data + part * block_.width, block_.depth, block_.width};
+        multiply(rows, X.shorter, rows, X.shorter, std::min(kSumBlock, depth - part), Part::kUpper, team,
+                 StorePanels<T>{R.panels, k + part > 0, T(1)});
+      }
       team.barrier();
     }
   }
@@ -273,7 +280,7 @@ class SchulzIteration {
   detail::Sides<T> given_, stored_;
   T* result_;
   std::array<Symmetric<T>, 4> matrices_;  // R, Y, Z, Q
-  Panels<T> block_;                       // of kSumBlock entries of the longer side
+  Panels<T> block_;                       // of kPackedBlock entries of the longer side
   index_t group_, group_elements_;        // entries of the longer side that a member works on at a time
   T* groups_;
   double* row_squares_;

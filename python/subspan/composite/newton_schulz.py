@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .factor import identity, result_dtype, without_autocast
+from .factor import factor_dtype, identity, result_dtype, without_autocast
 
-#: As of the kernel: errors of R_0 may grow by this factor before the iteration starts anew.
+#: The error of R_0, a unit of rounding where G is of rank one, may grow by this before the iteration starts anew.
 NOISE = 256.0
 
 
-def _normalised(G: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """X = G / |G| with no more rows than columns, scale * X / |G| for the gradient's sake, and scale, a constant.
+def _normalised(G: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """X = G / |G| with no more rows than columns, and two factors whose quotient is 1 / |G|, the second a constant.
 
-    Entries are divided by the largest before they are squared; the quotient does not depend on that. 0 / 0 is 0.
+    Entries are divided by the largest before they are squared; X does not depend on that. 0 / 0 is 0.
     """
-    X = G.to(result_dtype(G))
+    X = G.to(dtype)
     X = X.mT if X.shape[-2] > X.shape[-1] else X
     largest = X.detach().abs().amax((-2, -1), keepdim=True)
     scale = torch.where(largest == 0, 1, largest)
@@ -49,11 +50,11 @@ def _factor(R: Tensor, a: float, b: float, c: float) -> Tensor:
 
 
 @without_autocast
-def newton_schulz(G: Tensor, coefficients: Sequence[float]) -> tuple[Tensor]:
-    """The iteration on the shorter side; see the kernel. It starts anew where a matrix of rank one would need it."""
+def _iterate(G: Tensor, coefficients: Sequence[float]) -> Tensor:
+    """On the shorter side; see the kernel. It starts anew where a matrix of rank one would need it."""
     if not G.numel():
-        return (G.to(result_dtype(G)).clone(),)
-    X = _normalised(G)[0]
+        return torch.empty_like(G, dtype=result_dtype(G))
+    X = _normalised(G, result_dtype(G))[0]
     R, growth, steps = X @ X.mT, 1.0, _steps(coefficients)
     Q: Tensor | None = None
     for k, (a, b, c) in enumerate(steps):
@@ -65,7 +66,32 @@ def newton_schulz(G: Tensor, coefficients: Sequence[float]) -> tuple[Tensor]:
             R = X @ X.mT if k + 1 < len(steps) else R
         else:
             R = (R @ Z) @ Z
-    return (_turned(X, G),)
+    return _turned(X, G)
+
+
+class _NewtonSchulz(torch.autograd.Function):
+    """torch would keep every matrix of the iteration for its gradient."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(G: Tensor, coefficients: Sequence[float]) -> Tensor:
+        return _iterate(G, coefficients)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+        ctx.coefficients = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
+        (G,) = ctx.saved_tensors
+        return newton_schulz_gradient(upstream[0], G, ctx.coefficients), None
+
+
+def newton_schulz(G: Tensor, coefficients: Sequence[float]) -> tuple[Tensor]:
+    result: Tensor = _NewtonSchulz.apply(G, coefficients)  # type: ignore[no-untyped-call]
+    return (result,)
 
 
 @without_autocast
@@ -76,7 +102,8 @@ def newton_schulz_gradient(g: Tensor, G: Tensor, coefficients: Sequence[float]) 
     """
     if not G.numel():
         return torch.zeros_like(G)
-    X, inverse, scale = _normalised(G)
+    # Autocast, which may be on when this is differentiated, leaves float64 alone.
+    X, inverse, scale = _normalised(G, factor_dtype(G) if torch.is_grad_enabled() else result_dtype(G))
     start = X
     g = _turned(g, G).to(X.dtype)
     kept: list[tuple[Tensor, Tensor]] = []

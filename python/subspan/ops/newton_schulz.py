@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from .. import _check, _native, _route
 
 composite: Any = None  # without torch there is nothing to compose
@@ -132,6 +134,8 @@ def newton_schulz_unrounded(G: Any, steps: int = 5, coefficients: Any = "muon") 
         numbers = [number for polynomial in polynomials(steps, coefficients) for number in polynomial]
         return _newton_schulz(1, G, numbers)[0]
     for i, matrix in enumerate(G):
+        if not (_check.is_torch(matrix) or isinstance(matrix, np.ndarray) or _check.is_cupy(matrix)):
+            raise TypeError(f"{op}: G: expected arrays in a list, got {type(matrix).__name__} at position {i}")
         _check.matrix(op, f"G[{i}]", matrix)
         _check.same_kind(op, f"G[{i}]", matrix, "G[0]", G[0])
     numbers = [number for polynomial in polynomials(steps, coefficients) for number in polynomial]
