@@ -79,9 +79,10 @@ def newton_schulz(G: Any, steps: int = 5, coefficients: Any = "muon") -> Any:
 
     .. math:: X_0 = \frac{G}{\|G\|_F}, \qquad X_{k+1} = a_k X_k + b_k (X_k X_k^\top) X_k + c_k (X_k X_k^\top)^2 X_k
 
-    With G = U S V^T this is U p(S) V^T for a composition p of odd polynomials. How close p comes to 1 is the
-    coefficients' choice: five steps of ``"muon"`` take Gaussian matrices to singular values in about [0.2, 1.2], which
-    is meant and is not orthogonal; eight of ``"polar_express"`` take all singular values above 1e-3 |G| to 1.
+    With G = U S V^T this is U p(S) V^T for a composition p of odd polynomials of S / |G|. How close p comes to 1 is the
+    coefficients' choice. Five steps of ``"muon"`` take singular values above 3e-3 |G| to between 0.68 and 1.21, and
+    smaller ones to at most 485 times themselves: meant, and not orthogonal. Eight of ``"polar_express"`` take all above
+    1e-3 |G| to 1 within rounding, five to between 0.84 and 1.13.
 
     Args:
         G: (\*batch, m, n), wide or tall, or a list of such arrays of any shapes and types, which are worked on
