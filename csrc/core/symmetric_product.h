@@ -1,6 +1,10 @@
 // Products of symmetric matrices that commute, such as polynomials in one matrix: they are symmetric as well, and only
 // the tiles of their upper triangles are computed, half of the work.
 #pragma once
+#include <cmath>
+#include <cstdint>
+#include <utility>
+
 #include "core/gemm.h"
 #include "core/workspace.h"
 
@@ -92,6 +96,45 @@ double frobenius_norm(const Symmetric<T>& matrix, const double* row_squares) {
   double sum = 0;
   for (index_t i = 0; i < matrix.size; i += kLanes<T>) sum += row_squares[i / kLanes<T>];
   return std::sqrt(sum);
+}
+
+// About the spectral norm, by a few steps of the power method from `vectors`, 2 * round_up(size, kLanes) entries: not
+// below size^(-1/(2 steps)) of it. All members return the same number.
+template <class T>
+double estimate_norm(const Symmetric<T>& matrix, T* vectors, Team team) {
+  constexpr int steps = 3;
+  const index_t padded = round_up(matrix.size, kLanes<T>), width = matrix.panels.width;
+  T *from = vectors, *to = vectors + padded;
+  if (team.rank() == 0) {
+    for (index_t i = 0; i < padded; ++i) {  // signs without a pattern
+      const bool negative = (static_cast<std::uint32_t>(i) * 2654435761u >> 16) & 1;
+      from[i] = i < matrix.size ? (negative ? T(-1) : T(1)) : T(0);
+      to[i] = 0;
+    }
+  }
+  team.barrier();
+  double before = static_cast<double>(matrix.size), norm = 0;
+  for (int step = 0; step < steps; ++step) {
+    for (index_t row = team.rank(); row < matrix.size; row += team.size()) {
+      Vec<T> sum{};
+      for (index_t first = 0; first < padded; first += width) {
+        const T* entries = matrix.panels.at(row, first);
+        const index_t end = std::min(width, padded - first);
+        for (index_t c = 0; c < end; c += kLanes<T>) sum += load(entries + c) * load(from + first + c);
+      }
+      T total = 0;
+      for (index_t lane = 0; lane < kLanes<T>; ++lane) total += sum[lane];
+      to[row] = total;
+    }
+    team.barrier();
+    double after = 0;
+    for (index_t i = 0; i < matrix.size; ++i) after += static_cast<double>(to[i]) * static_cast<double>(to[i]);
+    norm = std::sqrt(after / before);
+    before = after;
+    std::swap(from, to);
+    team.barrier();
+  }
+  return norm;
 }
 
 }  // namespace subspan

@@ -6,8 +6,8 @@
 // Products are symmetric: four of s^3 flops a step for the shorter side s, and 3 s^2 l for the longer side l in all.
 //
 // R_0 is rounded by eps |R_0|, where singular values that are small to begin with are lost; R_k has that error times
-// the square of all growth so far. Before that product exceeds an allowed multiple of eps the iteration starts anew
-// from X_k, for 3 s^2 (l - s) flops more than going on would take.
+// |Q_k|^2, the square of how much the smallest values have grown. Before that exceeds kNoise eps the iteration starts
+// anew from X_k, for 3 s^2 (l - s) flops more than going on would take.
 #pragma once
 #include <array>
 #include <cmath>
@@ -22,9 +22,7 @@
 
 namespace subspan {
 
-// Multiples of eps. Starting anew is cheap where the sides are nearly equal; else more is allowed.
-inline double allowed_noise(index_t shorter, index_t longer) { return longer > 2 * shorter ? 256 : 16; }
-
+constexpr double kNoise = 16;
 constexpr index_t kPackedBlock = 256;  // of the longer side, packed by all members
 
 // One matrix of the call.
@@ -127,6 +125,7 @@ class SchulzIteration {
     group_elements_ = round_up(panel_elements<T>(s, std::min(group_, l)), kLanes<T>);
     groups_ = workspace.take<T>(group_elements_ * threads);
     row_squares_ = workspace.take<double>((s + kLanes<T> - 1) / kLanes<T>);
+    vectors_ = workspace.take<T>(2 * round_up(s, kLanes<T>));
   }
 
   // Every member runs the same steps; what follows the values of a matrix is the same for all.
@@ -135,8 +134,8 @@ class SchulzIteration {
     const detail::Sides<T>* X = &given_;
     double scale = start(R, X, team);
     if (!(scale > 0)) return;
-    double growth = 1, norm = 0;
-    bool fresh = true;  // Q = I
+    double growth = 1, norm = 0;  // bounds of |Q|^2 and |R_0|, since the last start
+    bool fresh = true;            // Q = I
     for (std::size_t k = 0;; ++k) {
       const OddPolynomial& p = polynomials[k];
       form_factor(p, R, Z, fresh ? &norm : nullptr, team);
@@ -149,7 +148,7 @@ class SchulzIteration {
       team.barrier();
       if (k + 1 == polynomials.size()) break;
       growth *= largest_factor(p) * largest_factor(p);
-      fresh = norm * growth > allowed_noise(item_.shorter(), item_.longer());
+      fresh = norm * growth > kNoise && norm * std::pow(estimate_norm(Q, vectors_, team) / scale, 2) > kNoise;
       if (fresh) {
         apply(*X, Q, team);
         team.barrier();
@@ -284,6 +283,7 @@ class SchulzIteration {
   index_t group_, group_elements_;        // entries of the longer side that a member works on at a time
   T* groups_;
   double* row_squares_;
+  T* vectors_;
 };
 
 }  // namespace subspan
