@@ -35,6 +35,8 @@ def _evaluate(function: Callable[..., Tensor], inputs: Sequence[Tensor], backwar
     leaves = [x.detach().requires_grad_(backward and x.is_floating_point()) for x in inputs]
     with torch.set_grad_enabled(backward):
         value = function(*leaves)
+        if isinstance(value, list):  # of arrays of different shapes
+            value = torch.cat([part.flatten() for part in value])
         wanted = [x for x in leaves if x.requires_grad]
         gradients = torch.autograd.grad(value.sum(), wanted, allow_unused=True) if backward else ()
     # An input that the reference holds constant has no gradient, and may have none in a variant either.

@@ -58,16 +58,16 @@ inline int useful_threads(double flops, int threads) {
   return static_cast<int>(std::clamp(flops / kFlopsPerThread, 1.0, static_cast<double>(std::max(threads, 1))));
 }
 
-// body(item) for every item, items spread over threads.
+// body(item) for every item, items spread over threads, `chunk` at a time; 0: a fair number for items of equal work.
 template <class Body>
-void parallel_for(index_t items, int threads, Body&& body) {
+void parallel_for(index_t items, int threads, Body&& body, index_t chunk = 0) {
   if (in_forked_child()) threads = 1;
   if (threads <= 1 || items <= 1) {
     for (index_t item = 0; item < items; ++item) body(item);
     return;
   }
   ExceptionRelay relay;
-  const index_t chunk = std::max<index_t>(1, items / (threads * 8));
+  if (chunk == 0) chunk = std::max<index_t>(1, items / (threads * 8));
 #pragma omp parallel for schedule(dynamic, chunk) num_threads(threads)
   for (index_t item = 0; item < items; ++item) {
     relay.run([&] { body(item); });

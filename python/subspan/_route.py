@@ -182,6 +182,29 @@ def threads() -> int:
     return torch.get_num_threads() if torch is not None else _native.cpu.max_threads()
 
 
+def kernel_serves(arrays: Sequence[Any]) -> bool:
+    """Whether a kernel may be called on these arrays without further ado: in host memory, watched by no tracer and with
+    no gradient to be recorded."""
+    if DISABLED or _check.is_cupy(arrays[0]):
+        return False
+    if torch is None or isinstance(arrays[0], np.ndarray):
+        return True
+    from ._route_torch import plain
+
+    return plain(arrays)
+
+
+def kernel_arrays(arrays: Sequence[Any]) -> list[Any]:
+    """As kernels take them: fields of packed records, which lie at odd addresses, are copied."""
+    return [np.require(a, requirements="A") if isinstance(a, np.ndarray) else a for a in arrays]
+
+
+def empty_result(like: Any) -> Any:
+    """An array of the same shape, in the type that is computed in."""
+    compute = COMPUTE_DTYPE[like.dtype]
+    return np.empty(like.shape, compute) if isinstance(like, np.ndarray) else like.new_empty(like.shape, dtype=compute)
+
+
 # --- NumPy and CuPy ---------------------------------------------------------------------------------------------------
 
 

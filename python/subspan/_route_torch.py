@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -48,6 +48,15 @@ def _traced() -> bool:
 def values_available(tensor: torch.Tensor) -> bool:
     """Whether reading values of a CPU tensor gives numbers, and not a tracer's stand-ins."""
     return not _traced() and type(tensor) in _PLAIN
+
+
+def plain(tensors: Sequence[torch.Tensor]) -> bool:
+    """Whether these are eager CPU tensors that no autograd, transform or mode has to see."""
+    if DISABLED or _traced() or _forward_ad_active(tuple(tensors)):
+        return False
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        return False
+    return all(type(t) in _PLAIN and t.is_cpu and not t.is_neg() for t in tensors)
 
 
 def torch_entry(op: Op, otherwise: Callable[..., Any]) -> Callable[..., Any]:
