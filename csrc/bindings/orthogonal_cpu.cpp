@@ -1,0 +1,34 @@
+// Orthogonal maps. Every function checks its views, releases the GIL and runs.
+// Arguments come in the order of the Python registration: inputs, outputs, saved arrays, parameters, threads.
+#include "bindings/array_arg.h"
+#include "bindings/families.h"
+#include "ops/orthogonal/cayley.h"
+
+namespace subspan {
+namespace {
+
+constexpr Device kDevice = Device::cpu;
+
+void bind_cayley(py::module_& m) {
+  m.def("cayley", [](py::handle A, py::handle Q, py::handle W, int threads) {
+    constexpr const char* op = "cayley";
+    const ArrayArg a(A, op, "A"), out(Q, op, "Q");
+    const OptionalArrayArg saved(W, op, "W");
+    check_cayley(a.view(), out.view(), saved.view(), kDevice);
+    py::gil_scoped_release unlocked;
+    cayley_cpu(a.view(), out.view(), saved.view(), threads);
+  });
+  m.def("cayley_gradient", [](py::handle W, py::handle G, py::handle d_A, int threads) {
+    constexpr const char* op = "cayley_gradient";
+    const ArrayArg w(W, op, "W"), g(G, op, "G"), out(d_A, op, "d_A");
+    check_cayley_gradient(w.view(), g.view(), out.view(), kDevice);
+    py::gil_scoped_release unlocked;
+    cayley_gradient_cpu(w.view(), g.view(), out.view(), threads);
+  });
+}
+
+}  // namespace
+
+void bind_orthogonal_cpu(py::module_& m) { bind_cayley(m); }
+
+}  // namespace subspan
