@@ -16,6 +16,7 @@ import grassmann_rows
 import logits_rows
 import membership_rows
 import sinkhorn_rows
+import skew_rows
 import small_matrix_rows
 
 OPS = [
@@ -28,6 +29,7 @@ OPS = [
     *small_matrix_rows.ROWS,
     *logits_rows.ROWS,
     *grassmann_rows.ROWS,
+    *skew_rows.ROWS,
 ]
 
 every_op = pytest.mark.parametrize("op", OPS, ids=lambda op: op.title)

@@ -18,6 +18,7 @@ from .ops.pairwise_similarity import (
 )
 from .ops.similarity import cca, linear_cka, procrustes_distance, pwcca, svcca, von_neumann_entropy
 from .ops.sinkhorn import sinkhorn
+from .ops.skew import cayley
 from .ops.small_matrices import small_eigh, small_svd, small_svdvals
 from .ops.subspace_logits import subspace_logits
 
@@ -33,6 +34,7 @@ def __getattr__(name: str) -> object:
 
 
 __all__ = [
+    "cayley",
     "cca",
     "class_coding_rates",
     "coding_rate",

@@ -5,9 +5,9 @@
 // Block Gauss-Jordan elimination. Where D is the pivot block of rows and columns B, C the columns B and R the rows B,
 //   R <- D^-1 R (with the identity in the place of D),   M <- M - C R on all other rows (with 0 in the place of C),
 // is the inverse in place after all blocks, in 2 n^3 operations, all of them products. Every pivot block is a Schur
-// complement, whose symmetric part is not below that of M (Golub, Van Loan, section 4.4.2 of Matrix Computations), so it
-// is invertible. Pivots are 2 x 2 at the lowest level: a skew part of size s has the determinant 1 + s^2 there, where
-// single pivots 1 would let the rest grow to s^2.
+// complement, whose symmetric part is positive definite as well (Mathias 1992, Matrices with positive definite
+// Hermitian part), so it is invertible. Pivots are 2 x 2 at the lowest level: a skew part of size s has the determinant
+// 1 + s^2 there, where single pivots 1 would let the rest grow to s^2.
 #pragma once
 #include "core/gemm.h"
 #include "core/small_matrix/interleaved_product.h"
@@ -105,8 +105,9 @@ void invert_interleaved(Vec<T>* a, index_t size, Vec<T>* work) {
   }
 }
 
-// A square matrix of padded rows: zero columns up to whole vectors and zero rows up to whole tiles, so that every product
-// of two may run over them. Rows are an odd number of cache lines apart: they do not fall into the same cache sets.
+// A square matrix of padded rows: zero columns up to whole vectors and zero rows up to whole tiles, so that every
+// product of two may run over them. Rows are an odd number of cache lines apart: they do not fall into the same sets of
+// a cache.
 template <class T>
 struct PaddedSquare {
   T* data = nullptr;
@@ -192,8 +193,8 @@ template <class T>
 index_t invert_padded_work(index_t size) {
   if (size <= kTinyPivots) return 0;
   const index_t width = detail::pivot_width(size);
-  return PaddedSquare<T>::elements(width) + width * PaddedSquare<T>::step_of(size) +
-         width * round_up(size, kTileRows) + invert_padded_work<T>(width);
+  return PaddedSquare<T>::elements(width) + width * PaddedSquare<T>::step_of(size) + width * round_up(size, kTileRows) +
+         invert_padded_work<T>(width);
 }
 
 // The blocked form, in place. All members of the team call it, with the same work space.

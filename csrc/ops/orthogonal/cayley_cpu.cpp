@@ -1,8 +1,7 @@
-#include "ops/orthogonal/cayley.h"
-
 #include "core/dispatch.h"
 #include "core/small_matrix/gauss_jordan.h"
 #include "core/small_matrix/interleave.h"
+#include "ops/orthogonal/cayley.h"
 
 namespace subspan {
 namespace {
@@ -288,7 +287,8 @@ void cayley_cpu(const TensorView& A, const TensorView& Q, const TensorView* W, i
     const Call<T> call{A, Q.ptr<T>(), W ? W->ptr<T>() : nullptr, A.size(-1), batch_count(A, 2)};
     const double size = static_cast<double>(call.size);
     each_item<T>(
-        call.size, kInterleavedInverse, call.items, 2 * size * size * size, threads, [&](index_t group) { interleaved(call, group); },
+        call.size, kInterleavedInverse, call.items, 2 * size * size * size, threads,
+        [&](index_t group) { interleaved(call, group); },
         [&](index_t item, int useful) { padded<T>(call, item, useful); });
   });
 }
