@@ -69,6 +69,19 @@ def cayley_growth(A: np.ndarray) -> Bounds:
     return Bounds(n + 8, (2 * error + W,), {"A": (gradient + gradient.T) / 2})
 
 
+def expm_growth(A: np.ndarray) -> Bounds:
+    """An error of K by a rounding of its norm changes Q by as much, and every product on the way adds roundings of
+    orthogonal matrices; in the gradient those of exp(t K) N exp(-t K)."""
+    K = (A - A.T) / 2
+    n = len(K)
+    norm = 1 + np.abs(K).sum(1).max(initial=0)
+    Q, g = np.abs(reference.skew_expm(A)), np.ones_like(K)
+    lengths = np.linalg.norm(Q, axis=1, keepdims=True)  # each 1
+    N = np.linalg.norm(Q.T @ g)
+    gradient = norm * N * lengths * lengths.T
+    return Bounds(n + 8, (norm * lengths * lengths.T,), {"A": gradient})
+
+
 def bad_inputs() -> list[BadInput]:
     return [BadInput("not square", {"A": torch.ones(3, 4)}, ValueError, "A", ("(3, 4)",))]
 
@@ -84,6 +97,19 @@ ROWS = [
         large=lambda dtype: samples(dtype, LARGE_SIZES),
         degenerate=degenerate,
         growth=cayley_growth,
+        bad_inputs=bad_inputs,
+        core_shapes=lambda rows, columns: {"A": (columns, columns)},
+    ),
+    Op(
+        name="skew_expm",
+        function=subspan.skew_expm,
+        reference=reference.skew_expm,
+        arrays={"A": 2},
+        differentiable=("A",),
+        samples=samples,
+        large=lambda dtype: samples(dtype, LARGE_SIZES),
+        degenerate=degenerate,
+        growth=expm_growth,
         bad_inputs=bad_inputs,
         core_shapes=lambda rows, columns: {"A": (columns, columns)},
     ),

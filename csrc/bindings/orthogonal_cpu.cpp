@@ -3,6 +3,7 @@
 #include "bindings/array_arg.h"
 #include "bindings/families.h"
 #include "ops/orthogonal/cayley.h"
+#include "ops/orthogonal/skew_expm.h"
 
 namespace subspan {
 namespace {
@@ -27,8 +28,28 @@ void bind_cayley(py::module_& m) {
   });
 }
 
+void bind_skew_expm(py::module_& m) {
+  m.def("skew_expm", [](py::handle A, py::handle Q, int threads) {
+    constexpr const char* op = "skew_expm";
+    const ArrayArg a(A, op, "A"), out(Q, op, "Q");
+    check_skew_expm(a.view(), out.view(), kDevice);
+    py::gil_scoped_release unlocked;
+    skew_expm_cpu(a.view(), out.view(), threads);
+  });
+  m.def("skew_expm_gradient", [](py::handle A, py::handle Q, py::handle G, py::handle d_A, int threads) {
+    constexpr const char* op = "skew_expm_gradient";
+    const ArrayArg a(A, op, "A"), q(Q, op, "Q"), g(G, op, "G"), out(d_A, op, "d_A");
+    check_skew_expm_gradient(a.view(), q.view(), g.view(), out.view(), kDevice);
+    py::gil_scoped_release unlocked;
+    skew_expm_gradient_cpu(a.view(), q.view(), g.view(), out.view(), threads);
+  });
+}
+
 }  // namespace
 
-void bind_orthogonal_cpu(py::module_& m) { bind_cayley(m); }
+void bind_orthogonal_cpu(py::module_& m) {
+  bind_cayley(m);
+  bind_skew_expm(m);
+}
 
 }  // namespace subspan

@@ -18,7 +18,7 @@ from .ops.pairwise_similarity import (
 )
 from .ops.similarity import cca, linear_cka, procrustes_distance, pwcca, svcca, von_neumann_entropy
 from .ops.sinkhorn import sinkhorn
-from .ops.skew import cayley
+from .ops.skew import cayley, skew_expm
 from .ops.small_matrices import small_eigh, small_svd, small_svdvals
 from .ops.subspace_logits import subspace_logits
 
@@ -62,6 +62,7 @@ __all__ = [
     "rate_operator",
     "rate_reduction",
     "sinkhorn",
+    "skew_expm",
     "small_eigh",
     "small_svd",
     "small_svdvals",
