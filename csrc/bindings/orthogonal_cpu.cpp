@@ -4,6 +4,7 @@
 #include "bindings/families.h"
 #include "ops/orthogonal/cayley.h"
 #include "ops/orthogonal/skew_expm.h"
+#include "ops/orthogonal/stiefel_retract.h"
 
 namespace subspan {
 namespace {
@@ -45,11 +46,22 @@ void bind_skew_expm(py::module_& m) {
   });
 }
 
+void bind_stiefel(py::module_& m) {
+  m.def("stiefel_retract", [](py::handle X, py::handle V, py::handle result, int method, bool rows, int threads) {
+    constexpr const char* op = "retract";
+    const ArrayArg x(X, op, "X"), v(V, op, "V"), out(result, op, "result");
+    check_stiefel_retract(x.view(), v.view(), out.view(), kDevice);
+    py::gil_scoped_release unlocked;
+    stiefel_retract_cpu(x.view(), v.view(), out.view(), static_cast<Retraction>(method), rows, threads);
+  });
+}
+
 }  // namespace
 
 void bind_orthogonal_cpu(py::module_& m) {
   bind_cayley(m);
   bind_skew_expm(m);
+  bind_stiefel(m);
 }
 
 }  // namespace subspan
