@@ -18,6 +18,7 @@ import membership_rows
 import sinkhorn_rows
 import skew_rows
 import small_matrix_rows
+import stiefel_rows
 
 OPS = [
     *coding_rate_rows.ROWS,
@@ -30,6 +31,7 @@ OPS = [
     *logits_rows.ROWS,
     *grassmann_rows.ROWS,
     *skew_rows.ROWS,
+    *stiefel_rows.ROWS,
 ]
 
 every_op = pytest.mark.parametrize("op", OPS, ids=lambda op: op.title)

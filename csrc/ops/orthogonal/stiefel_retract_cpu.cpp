@@ -14,87 +14,87 @@ class Coefficients {
         of_V(Square::take(rank, workspace)),
         method_(method),
         rank_(rank),
-        first_(Square::take(rank, workspace)),
-        second_(Square::take(rank, workspace)),
-        third_(Square::take(rank, workspace)),
+        E_(Square::take(rank, workspace)),
+        F_(Square::take(rank, workspace)),
         block_(Square::take(2 * rank, workspace)),
         right_(Square::take(method == Retraction::kCayley ? 2 * rank : 0, workspace)),
         exponential_(method == Retraction::kExp ? 2 * rank : 0, workspace) {}
 
   // S = X^T X, C = X^T V, D = V^T V.
   void run(const Square& S, const Square& C, const Square& D) {
-    method_ == Retraction::kCayley ? cayley(S, C, D) : exponential(S, C, D);
+    set_generator(S, C, D);
+    method_ == Retraction::kCayley ? cayley(S, C) : exponential(S, C);
   }
 
   Square of_X, of_V;
 
  private:
-  // Y = X + P u + X v, where (u, v) solves (I - Z^T U / 2) (u, v) = Z^T X with U = [P X] and Z = [X -P]:
-  //   Z^T U = [[E, S], [-F, -E^T]],  Z^T X = [S; -E^T],  E = X^T P,  F = P^T P.
-  void cayley(const Square& S, const Square& C, const Square& D) {
-    const Square &E = first_, &F = second_;
-    copy(E, C);
-    multiply_into(E, S, C, -0.5, 1);  // S is symmetric
-    copy(F, D);
-    multiply_into(F, C, C, -0.5, 1);  // P^T P = V^T P - C^T X^T P / 2, V^T P = D - C^T C / 2
-    multiply_into(F, C, E, -0.5, 1);
+  // E = X^T P and F = P^T P, of which Z^T U = [[E, S], [-F, -E^T]] consists; Z^T X = [S; -E^T].
+  void set_generator(const Square& S, const Square& C, const Square& D) {
+    copy(E_, C);
+    multiply_into(E_, S, C, -0.5, 1);  // S is symmetric
+    copy(F_, D);
+    multiply_into(F_, C, C, -0.5, 1);  // P^T P = V^T P - C^T E / 2, V^T P = D - C^T C / 2
+    multiply_into(F_, C, E_, -0.5, 1);
+  }
+
+  // X + U y, where (I - Z^T U / 2) y = Z^T X.
+  void cayley(const Square& S, const Square& C) {
     for (index_t i = 0; i < rank_; ++i) {
       for (index_t j = 0; j < rank_; ++j) {
         const double one = i == j ? 1 : 0;
-        block_(i, j) = one - E(i, j) / 2;
+        block_(i, j) = one - E_(i, j) / 2;
         block_(i, rank_ + j) = -S(i, j) / 2;
-        block_(rank_ + i, j) = F(i, j) / 2;
-        block_(rank_ + i, rank_ + j) = one + E(j, i) / 2;
+        block_(rank_ + i, j) = F_(i, j) / 2;
+        block_(rank_ + i, rank_ + j) = one + E_(j, i) / 2;
         right_(i, j) = S(i, j);
-        right_(rank_ + i, j) = -E(j, i);
+        right_(rank_ + i, j) = -E_(j, i);
       }
     }
     solve_in_place(block_, right_);
-    // X + (V - X C / 2) u + X v
     for (index_t i = 0; i < rank_; ++i) {
       for (index_t j = 0; j < rank_; ++j) {
         of_V(i, j) = right_(i, j);
         of_X(i, j) = right_(rank_ + i, j) + (i == j ? 1 : 0);
       }
     }
-    transpose_into(first_, C);
-    multiply_into(of_X, first_, of_V, -0.5, 1);
+    resolve(C);
   }
 
-  // X e + (V - X C) f for exp([[A, -N^T N / s], [s I, 0]]) = [[e, .], [s f, .]], where s makes both blocks equally
-  // large.
-  void exponential(const Square& S, const Square& C, const Square& D) {
-    const Square &R = first_, &work = second_;
-    copy(R, D);
-    multiply_into(work, S, C);
-    multiply_into(R, C, work, 1, 1);
-    multiply_into(R, C, C, -2, 1);  // N^T N = D - 2 C^T C + C^T S C
-    const double norm = row_sum_norm(R);
+  // exp(W) X = exp(W) U [0; I] = U exp(Z^T U) [0; I], since W U = U Z^T U. With P / s and s X in U and Z the blocks
+  // beside the diagonal are equally large.
+  void exponential(const Square& S, const Square& C) {
+    const double norm = row_sum_norm(F_);
     const double balance = norm > 0 && norm < 1e300 ? std::ldexp(1.0, std::ilogb(std::sqrt(norm))) : 1;
     for (index_t i = 0; i < rank_; ++i) {
       for (index_t j = 0; j < rank_; ++j) {
-        block_(i, j) = (C(i, j) - C(j, i)) / 2;
-        block_(i, rank_ + j) = -R(i, j) / balance;
-        block_(rank_ + i, j) = i == j ? balance : 0;
-        block_(rank_ + i, rank_ + j) = 0;
+        block_(i, j) = E_(i, j);
+        block_(i, rank_ + j) = S(i, j) * balance;
+        block_(rank_ + i, j) = -F_(i, j) / balance;
+        block_(rank_ + i, rank_ + j) = -E_(j, i);
       }
     }
     exponential_.run(block_);
     for (index_t i = 0; i < rank_; ++i) {
       for (index_t j = 0; j < rank_; ++j) {
-        of_X(i, j) = exponential_.result(i, j);
-        of_V(i, j) = exponential_.result(rank_ + i, j) / balance;
+        of_V(i, j) = exponential_.result(i, rank_ + j) / balance;
+        of_X(i, j) = exponential_.result(rank_ + i, rank_ + j);
       }
     }
-    transpose_into(third_, C);
-    multiply_into(of_X, third_, of_V, -1, 1);
+    resolve(C);
+  }
+
+  // From coefficients of P = V - X C / 2 to those of V.
+  void resolve(const Square& C) {
+    transpose_into(E_, C);
+    multiply_into(of_X, E_, of_V, -0.5, 1);
   }
 
   static void copy(const Square& to, const Square& from) { std::copy_n(from.data(), from.elements(), to.data()); }
 
   Retraction method_;
   index_t rank_;
-  Square first_, second_, third_, block_, right_;
+  Square E_, F_, block_, right_;
   SquareExponential exponential_;
 };
 
