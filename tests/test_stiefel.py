@@ -201,7 +201,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{f"retract {m}": lambda X, V, m=m, **kw: subspan.retract(X, V, m, **kw) for m in METHODS},
     **{
         f"inverse_retract {m}": lambda X, V, m=m, **kw: subspan.inverse_retract(
-            X, subspan.retract(X, 0.3 * V, "exp", **kw), m, **kw
+            X, subspan.retract(X, 0.25 * V, "exp", **kw), m, **kw
         )
         for m in METHODS[:3]
     },

@@ -51,8 +51,7 @@ def inverse(matrix: Any) -> Any:
     if not matrix.size:
         return matrix
     singular = np.asarray(np.linalg.det(matrix) == 0)[..., None, None]
-    with np.errstate(all="ignore"):
-        return np.where(singular, np.nan, np.linalg.inv(np.where(singular, np.eye(matrix.shape[-1]), matrix)))
+    return np.where(singular, np.nan, np.linalg.inv(np.where(singular, np.eye(matrix.shape[-1]), matrix)))
 
 
 def exponential(matrix: Any, measured: Any = None) -> Any:

@@ -49,7 +49,8 @@ def _apply(op: str, function: Any, rows: bool, *arrays: Any) -> Any:
         return composite.through_double(first, function, arrays[1:], rows)
     frames = [double(transposed(array) if rows else array) for array in arrays]
     finite = np.asarray(np.all([np.isfinite(frame).all((-1, -2)) for frame in frames], axis=0))[..., None, None]
-    value = function(*(np.where(finite, frame, 0) for frame in frames))
+    with np.errstate(all="ignore"):  # of items that have no result
+        value = function(*(np.where(finite, frame, 0) for frame in frames))
     value = result(np.where(finite, value, np.nan), first)
     return np.ascontiguousarray(transposed(value)) if rows else value
 
