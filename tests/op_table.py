@@ -17,7 +17,9 @@ import logits_rows
 import membership_rows
 import newton_schulz_rows
 import sinkhorn_rows
+import skew_rows
 import small_matrix_rows
+import stiefel_rows
 
 OPS = [
     *coding_rate_rows.ROWS,
@@ -30,6 +32,8 @@ OPS = [
     *logits_rows.ROWS,
     *grassmann_rows.ROWS,
     *newton_schulz_rows.ROWS,
+    *skew_rows.ROWS,
+    *stiefel_rows.ROWS,
 ]
 
 every_op = pytest.mark.parametrize("op", OPS, ids=lambda op: op.title)

@@ -8,11 +8,14 @@ from . import (
     core,
     crate,
     grassmann,
+    householder,
     logits,
     losses,
     newton_schulz,
+    orthonormalize,
     similarity,
     sinkhorn,
+    skew,
     soft_classes,
 )
 
@@ -20,5 +23,5 @@ FAMILIES: dict[str, tuple[Case, ...]] = {
     "core": core.CASES,
     "coding_rate": (*coding_rate.CASES, *soft_classes.CASES, *sinkhorn.CASES, *losses.CASES, *crate.CASES),
     "angles": (*angles.CASES, *logits.CASES, *grassmann.CASES, *similarity.CASES),
-    "orthogonal": newton_schulz.CASES,
+    "orthogonal": (*householder.CASES, *orthonormalize.CASES, *skew.CASES, *newton_schulz.CASES),
 }

@@ -19,7 +19,9 @@ from .ops.pairwise_similarity import (
 )
 from .ops.similarity import cca, linear_cka, procrustes_distance, pwcca, svcca, von_neumann_entropy
 from .ops.sinkhorn import sinkhorn
+from .ops.skew import cayley, skew_expm
 from .ops.small_matrices import small_eigh, small_svd, small_svdvals
+from .ops.stiefel import egrad_to_rgrad, inverse_retract, project_tangent, retract, transport
 from .ops.subspace_logits import subspace_logits
 
 __version__ = "0.1.0"
@@ -34,16 +36,19 @@ def __getattr__(name: str) -> object:
 
 
 __all__ = [
+    "cayley",
     "cca",
     "class_coding_rates",
     "coding_rate",
     "covariance_contrast",
     "difference_subspace",
+    "egrad_to_rgrad",
     "flag_distance",
     "flag_mean",
     "grassmann_exp",
     "grassmann_log",
     "grassmann_transport",
+    "inverse_retract",
     "ista",
     "karcher_mean",
     "linear_cka",
@@ -58,10 +63,13 @@ __all__ = [
     "principal_angles",
     "principal_cosines",
     "procrustes_distance",
+    "project_tangent",
     "pwcca",
     "rate_operator",
     "rate_reduction",
+    "retract",
     "sinkhorn",
+    "skew_expm",
     "small_eigh",
     "small_svd",
     "small_svdvals",
@@ -70,5 +78,6 @@ __all__ = [
     "subspace_logits",
     "subspace_similarity",
     "svcca",
+    "transport",
     "von_neumann_entropy",
 ]

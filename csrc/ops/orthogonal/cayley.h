@@ -1,0 +1,36 @@
+// cayley: Q = (I - K/2)^-1 (I + K/2), orthogonal, of the skew part K = (A - A^T) / 2 of many square matrices.
+//   A (*batch, n, n) any strides; Q and, on request, W = (I - K/2)^-1 (*batch, n, n), packed. Q = 2 W - I.
+// cayley_gradient: that of A from W and the gradient G of Q, (S - S^T) / 2 with S = W^T G W^T.
+//   W packed, of the type computed in; G of that type, any strides; d_A (*batch, n, n) packed.
+// An item that is not finite is NaN.
+#pragma once
+#include "core/batch.h"
+#include "core/check_view.h"
+
+namespace subspan {
+
+inline void check_cayley(const TensorView& A, const TensorView& Q, const TensorView* W, Device device) {
+  constexpr const char* op = "cayley";
+  check_input(A, 2, device, op, "A");
+  CHECK(is_float(A.dtype), op, ": A: expected a floating point array");
+  CHECK(A.size(-1) == A.size(-2), op, ": A: expected square matrices, got ", A.size(-2), " x ", A.size(-1));
+  check_output(Q, compute_dtype(A.dtype), A.numel(), device, op, "Q");
+  if (W) check_output(*W, compute_dtype(A.dtype), A.numel(), device, op, "W");
+}
+
+inline void check_cayley_gradient(const TensorView& W, const TensorView& G, const TensorView& d_A, Device device) {
+  constexpr const char* op = "cayley_gradient";
+  check_input(W, 2, device, op, "W");
+  check_input(G, 2, device, op, "G");
+  CHECK(W.dtype == DType::f32 || W.dtype == DType::f64, op, ": W: expected a float32 or float64 array");
+  CHECK(G.dtype == W.dtype, op, ": G: expected the type of W");
+  CHECK(W.size(-1) == W.size(-2) && G.size(-1) == W.size(-1) && G.size(-2) == W.size(-1) &&
+            batch_count(G, 2) == batch_count(W, 2),
+        op, ": G: expected the shape of W");
+  check_output(d_A, W.dtype, W.numel(), device, op, "d_A");
+}
+
+void cayley_cpu(const TensorView& A, const TensorView& Q, const TensorView* W, int threads);
+void cayley_gradient_cpu(const TensorView& W, const TensorView& G, const TensorView& d_A, int threads);
+
+}  // namespace subspan

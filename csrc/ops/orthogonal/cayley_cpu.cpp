@@ -1,0 +1,309 @@
+#include "core/dispatch.h"
+#include "core/small_matrix/gauss_jordan.h"
+#include "core/small_matrix/interleave.h"
+#include "ops/orthogonal/cayley.h"
+
+namespace subspan {
+namespace {
+
+template <class T>
+struct Call {
+  const TensorView& A;
+  T* Q;
+  T* W;
+  index_t size, items;
+};
+
+// The largest matrices that lie side by side in SIMD lanes. Measured on AVX-512: lanes share the latency of the pivots,
+// while plain products are better where vectors lie along rows.
+constexpr index_t kInterleavedInverse = 64, kInterleavedProducts = 16;
+// A team waits at three barriers for every block of pivots: what one matrix must cost for that, in the unit of
+// useful_threads.
+constexpr double kSharedBetween = 64;
+
+// Without row exchanges the rest of the matrix can grow to the square of the norm of K, and rounding errors with it. A
+// step of Newton's method, W + W (I - M W), squares the error: how many follow a matrix of this norm, largest sum of
+// absolute values in a row.
+template <class T>
+int newton_steps(T norm) {
+  if (!(norm > 32)) return 0;
+  const double growth = static_cast<double>(norm) * static_cast<double>(norm) * std::numeric_limits<T>::epsilon();
+  return growth < 1e-3 ? 1 : growth < 1 ? 2 : 4;
+}
+// Where a first inverse in float32 has no correct digit to begin with, float64 is used.
+template <class T>
+bool needs_double(T norm) {
+  return sizeof(T) == 4 && norm * norm * std::numeric_limits<T>::epsilon() > T(0.1);
+}
+
+// --- matrices in SIMD lanes -------------------------------------------------------------------------------------
+
+// M = I - K / 2 in all lanes; NaN is added to `poison` where A is not finite, and `norm` is that of K.
+template <class T>
+void load_lanes(const Call<T>& call, const LaneGroup<T>& group, Vec<T>* m, Vec<T>& poison, Vec<T>& norm) {
+  const index_t size = call.size;
+  interleave<T>(call.A, group, m, size, 1);
+  for (index_t i = 0; i < size; ++i) {
+    poison += m[i * size + i] * 0;
+    m[i * size + i] = Vec<T>{} + 1;
+    for (index_t j = 0; j < i; ++j) {
+      Vec<T>&lower = m[i * size + j], &upper = m[j * size + i];
+      const Vec<T> quarter = lower * T(0.25) - upper * T(0.25);
+      poison += quarter * 0;
+      lower = -quarter;
+      upper = quarter;
+    }
+  }
+  for (index_t i = 0; i < size; ++i) {
+    Vec<T> sum{};
+    for (index_t j = 0; j < size; ++j) sum += m[i * size + j] < 0 ? -m[i * size + j] : m[i * size + j];
+    sum = 2 * (sum - 1);
+    norm = sum > norm ? sum : norm;
+  }
+}
+
+// Lanes that need fewer steps than others stay as they are: no result depends on its neighbours.
+template <class T>
+[[gnu::noinline]] void refine_lanes(const Call<T>& call, const LaneGroup<T>& group, const LaneMatrix<T>& W,
+                                    Vec<T> norm) {
+  const index_t size = call.size, entries = size * size;
+  Vec<T> steps{};
+  int most = 0;
+  for (int lane = 0; lane < kLanes<T>; ++lane) {
+    const int own = newton_steps<T>(norm[lane]);
+    steps[lane] = static_cast<T>(own);
+    most = std::max(most, own);
+  }
+  Workspace workspace;
+  const LaneMatrix<T> M{workspace.take<Vec<T>>(entries), size, 1}, R{workspace.take<Vec<T>>(entries), size, 1},
+      change{workspace.take<Vec<T>>(entries), size, 1};
+  Vec<T> ignored{};
+  load_lanes(call, group, M.data, ignored, ignored);
+  for (int step = 0; step < most; ++step) {
+    multiply_interleaved(M, size, W, size, size,
+                         [&](index_t i, index_t j, Vec<T> sum) { R(i, j) = T(i == j ? 1 : 0) - sum; });
+    multiply_interleaved(W, size, R, size, size, [&](index_t i, index_t j, Vec<T> sum) { change(i, j) = sum; });
+    const Mask<T> active = steps > static_cast<T>(step);
+    for (index_t e = 0; e < entries; ++e) W.data[e] += active ? change.data[e] : Vec<T>{};
+  }
+}
+
+template <class T, class Out>
+void padded(const Call<Out>& call, index_t item, int threads);
+
+template <class T>
+void interleaved(const Call<T>& call, index_t index) {
+  const LaneGroup<T> group(index, call.items);
+  const index_t size = call.size;
+  Workspace workspace;
+  Vec<T>* w = workspace.take<Vec<T>>(size * size);
+  Vec<T>* work = workspace.take<Vec<T>>(invert_interleaved_work(size));
+  Vec<T> poison{}, norm{};
+  load_lanes(call, group, w, poison, norm);
+  invert_interleaved<T>(w, size, work);
+  if (any<T>(norm > T(32))) refine_lanes(call, group, LaneMatrix<T>{w, size, 1}, norm);
+  for (index_t e = 0; e < size * size; ++e) w[e] += poison;
+  if (call.W) deinterleave<T>(w, size, 1, group, size, size, call.W);
+  for (index_t e = 0; e < size * size; ++e) w[e] *= 2;
+  for (index_t i = 0; i < size; ++i) w[i * size + i] -= 1;
+  deinterleave<T>(w, size, 1, group, size, size, call.Q);
+  for (index_t lane = 0; lane < group.present; ++lane) {
+    if (needs_double<T>(norm[lane])) padded<double>(call, group.first + lane, 1);
+  }
+}
+
+// --- one matrix, for a team -------------------------------------------------------------------------------------
+
+// As load_lanes; gives the norm.
+template <class T, class Out>
+T load_padded(const Call<Out>& call, index_t item, const PaddedSquare<T>& m, T& poison) {
+  const index_t size = call.size;
+  const Rows<Out> rows(batch_item(call.A, 2, item), call.A.dtype, call.A.step(-2), call.A.step(-1));
+  Workspace workspace;
+  Out* scratch = workspace.take<Out>(size);
+  for (index_t i = 0; i < size; ++i) {
+    const Out* in = rows.read(i, 0, size, scratch);
+    for (index_t j = 0; j < size; ++j) m.row(i)[j] = in[j];
+  }
+  for (index_t i = 0; i < size; ++i) {
+    poison += m.row(i)[i] * 0;
+    m.row(i)[i] = 1;
+    for (index_t j = 0; j < i; ++j) {
+      T &lower = m.row(i)[j], &upper = m.row(j)[i];
+      const T quarter = lower * T(0.25) - upper * T(0.25);
+      poison += quarter * 0;
+      lower = -quarter;
+      upper = quarter;
+    }
+  }
+  T norm = 0;
+  for (index_t i = 0; i < size; ++i) {
+    T sum = -1;
+    for (index_t j = 0; j < size; ++j) sum += std::fabs(m.row(i)[j]);
+    norm = std::max(norm, 2 * sum);
+  }
+  return norm;
+}
+
+template <class T, class Out>
+[[gnu::noinline]] void refine_padded(const Call<Out>& call, index_t item, const PaddedSquare<T>& W, int steps,
+                                     int threads) {
+  Workspace workspace;
+  const auto M = PaddedSquare<T>::take(call.size, workspace), R = PaddedSquare<T>::take(call.size, workspace);
+  T ignored = 0;
+  load_padded(call, item, M, ignored);
+  parallel_team(threads, [&](Team team) {
+    for (int step = 0; step < steps; ++step) {
+      const auto own_rows = [&](auto&& body) {
+        for (index_t i = team.rank(); i < call.size; i += team.size()) body(i);
+      };
+      own_rows([&](index_t i) {
+        std::fill_n(R.row(i), call.size, T(0));
+        R.row(i)[i] = 1;
+      });
+      team.barrier();
+      multiply_into(R, M.data, M.step, 1, W, Update::kSubtract, team);
+      team.barrier();
+      // W R, then W + W R through R: W is an operand of all rows.
+      own_rows([&](index_t i) { R.row(i)[i] += 1; });
+      team.barrier();
+      multiply_into(M, W.data, W.step, 1, R, Update::kStore, team);
+      team.barrier();
+      own_rows([&](index_t i) { std::copy_n(M.row(i), call.size, W.row(i)); });
+      team.barrier();
+      if (step + 1 < steps && team.rank() == 0) load_padded(call, item, M, ignored);
+      team.barrier();
+    }
+  });
+}
+
+template <class T, class Out>
+void padded(const Call<Out>& call, index_t item, int threads) {
+  const index_t size = call.size;
+  Workspace workspace;
+  const auto w = PaddedSquare<T>::take(size, workspace);
+  T* work = workspace.take<T>(invert_padded_work<T>(size));
+  T poison = 0;
+  const T norm = load_padded(call, item, w, poison);
+  if (needs_double<T>(norm)) return padded<double>(call, item, threads);
+  const int steps = newton_steps<T>(norm);
+  parallel_team(threads, [&](Team team) { invert_padded(w, work, team); });
+  if (steps > 0) refine_padded(call, item, w, steps, threads);
+  Out* Q = call.Q + item * size * size;
+  Out* W = call.W ? call.W + item * size * size : nullptr;
+  for (index_t i = 0; i < size; ++i) {
+    T* in = w.row(i);
+    for (index_t j = 0; W && j < size; ++j) W[i * size + j] = static_cast<Out>(in[j] + poison);
+    in[i] -= T(0.5);
+    for (index_t j = 0; j < size; ++j) Q[i * size + j] = static_cast<Out>(2 * in[j] + poison);
+  }
+}
+
+// --- the gradient -----------------------------------------------------------------------------------------------
+
+template <class T>
+struct GradientCall {
+  const TensorView& W;
+  const TensorView& G;
+  T* d_A;
+  index_t size, items;
+};
+
+template <class T>
+void gradient_interleaved(const GradientCall<T>& call, index_t index) {
+  const LaneGroup<T> group(index, call.items);
+  const index_t size = call.size, entries = size * size;
+  Workspace workspace;
+  const LaneMatrix<T> W{workspace.take<Vec<T>>(entries), size, 1}, G{workspace.take<Vec<T>>(entries), size, 1},
+      P{workspace.take<Vec<T>>(entries), size, 1};
+  interleave<T>(call.W, group, W.data, size, 1);
+  interleave<T>(call.G, group, G.data, size, 1);
+  multiply_interleaved(G.transposed(), size, W, size, size,
+                       [&](index_t i, index_t j, Vec<T> sum) { P(i, j) = sum * T(0.5); });
+  multiply_interleaved(W, size, P, size, size, [&](index_t i, index_t j, Vec<T> sum) { G(i, j) = sum; });  // S^T / 2
+  for (index_t i = 0; i < size; ++i) {
+    G(i, i) -= G(i, i);
+    for (index_t j = 0; j < i; ++j) {
+      const Vec<T> half = G(j, i) - G(i, j);
+      G(i, j) = half;
+      G(j, i) = -half;
+    }
+  }
+  deinterleave<T>(G.data, size, 1, group, size, size, call.d_A);
+}
+
+template <class T>
+void gradient_padded(const GradientCall<T>& call, index_t item, int threads) {
+  const index_t size = call.size;
+  Workspace workspace;
+  const auto W = PaddedSquare<T>::take(size, workspace), P = PaddedSquare<T>::take(size, workspace),
+             S = PaddedSquare<T>::take(size, workspace);
+  const Rows<T> w(batch_item(call.W, 2, item), call.W.dtype, call.W.step(-2), call.W.step(-1));
+  const Rows<T> g(batch_item(call.G, 2, item), call.G.dtype, call.G.step(-2), call.G.step(-1));
+  const T* left = static_cast<const T*>(batch_item(call.G, 2, item));
+  index_t left_row = call.G.step(-1), left_column = call.G.step(-2);  // of G^T
+  const bool whole = size % kTileRows == 0;
+  for (index_t i = 0; i < size; ++i) {
+    const T* in = w.read(i, 0, size, W.row(i));
+    if (in != W.row(i)) std::copy_n(in, size, W.row(i));
+    if (whole) continue;  // G is read where it lies
+    const T* from = g.read(i, 0, size, S.row(i));
+    if (from != S.row(i)) std::copy_n(from, size, S.row(i));
+  }
+  if (!whole) left = S.data, left_row = 1, left_column = S.step;
+  T* d_A = call.d_A + item * size * size;
+  parallel_team(threads, [&](Team team) {
+    multiply_into(P, left, left_row, left_column, W, Update::kStore, team);
+    team.barrier();
+    multiply_into(S, W.data, W.step, 1, P, Update::kStore, team);
+    team.barrier();
+    for (index_t i = team.rank(); i < size; i += team.size()) {
+      for (index_t j = 0; j < size; ++j) d_A[i * size + j] = (S.row(j)[i] - S.row(i)[j]) * T(0.5);
+    }
+  });
+}
+
+// interleaved(group) or padded(item, threads) for all items: matrices lie side by side in SIMD lanes up to the size
+// `most`, provided there are enough to fill them.
+template <class T, class Interleaved, class Padded>
+void each_item(index_t size, index_t most, index_t items, double flops, int threads, Interleaved&& interleaved,
+               Padded&& padded) {
+  const int useful = useful_threads(flops * static_cast<double>(items), threads);
+  if (size <= kTinyPivots || (size <= most && 4 * items >= kLanes<T>)) {
+    parallel_for(lane_groups<T>(items), useful, interleaved);
+  } else if (items >= threads) {
+    parallel_for(items, useful, [&](index_t item) { padded(item, 1); });
+  } else {
+    for (index_t item = 0; item < items; ++item) padded(item, useful_threads(flops / kSharedBetween, threads));
+  }
+}
+
+}  // namespace
+
+void cayley_cpu(const TensorView& A, const TensorView& Q, const TensorView* W, int threads) {
+  if (A.numel() == 0) return;
+  dispatch_float(compute_dtype(A.dtype), "cayley", [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    const Call<T> call{A, Q.ptr<T>(), W ? W->ptr<T>() : nullptr, A.size(-1), batch_count(A, 2)};
+    const double size = static_cast<double>(call.size);
+    each_item<T>(
+        call.size, kInterleavedInverse, call.items, 2 * size * size * size, threads,
+        [&](index_t group) { interleaved(call, group); },
+        [&](index_t item, int useful) { padded<T>(call, item, useful); });
+  });
+}
+
+void cayley_gradient_cpu(const TensorView& W, const TensorView& G, const TensorView& d_A, int threads) {
+  if (W.numel() == 0) return;
+  dispatch_float(W.dtype, "cayley_gradient", [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    const GradientCall<T> call{W, G, d_A.ptr<T>(), W.size(-1), batch_count(W, 2)};
+    const double size = static_cast<double>(call.size);
+    each_item<T>(
+        call.size, kInterleavedProducts, call.items, 4 * size * size * size, threads,
+        [&](index_t group) { gradient_interleaved(call, group); },
+        [&](index_t item, int useful) { gradient_padded(call, item, useful); });
+  });
+}
+
+}  // namespace subspan
