@@ -9,6 +9,7 @@ from .ops.difference_subspace import difference_subspace
 from .ops.flags import flag_distance, nested_overlap
 from .ops.grassmann import grassmann_exp, grassmann_transport
 from .ops.grassmann_means import flag_mean, grassmann_log, karcher_mean
+from .ops.householder import householder_apply, householder_product, householder_vectors
 from .ops.pairwise_similarity import (
     pairwise_cca,
     pairwise_linear_cka,
@@ -43,6 +44,9 @@ __all__ = [
     "grassmann_exp",
     "grassmann_log",
     "grassmann_transport",
+    "householder_apply",
+    "householder_product",
+    "householder_vectors",
     "ista",
     "karcher_mean",
     "linear_cka",

@@ -1,0 +1,31 @@
+// What the passes over products of reflectors share: how items and threads are matched, and the members' memory.
+#pragma once
+#include <vector>
+
+#include "ops/orthogonal/reflectors.h"
+
+namespace subspan {
+
+// run(item, team size) for every item: one thread for each where there are enough of them, else teams.
+template <class Run>
+void each_item(index_t items, double flops, int threads, Run&& run) {
+  if (items >= threads) {
+    const int used = useful_threads(static_cast<double>(items) * flops, threads);
+    parallel_for(items, used, [&](index_t item) { run(item, 1); });
+  } else {
+    for (index_t item = 0; item < items; ++item) run(item, useful_threads(flops / 4, threads));
+  }
+}
+
+template <class T>
+std::vector<Strip<T>> make_strips(const Reflectors<T>& reflectors, index_t columns, int threads, Workspace& workspace) {
+  std::vector<Strip<T>> strips;
+  for (int i = 0; i < threads; ++i) strips.emplace_back(reflectors, columns, workspace);
+  return strips;
+}
+
+inline Rows<double> tau_of(const TensorView& tau, index_t item) {
+  return Rows<double>(batch_item(tau, 1, item), tau.dtype, 0, tau.step(-1));
+}
+
+}  // namespace subspan

@@ -1,0 +1,259 @@
+// A chain of Householder reflectors in blocks: their vectors as the micro-kernel reads them, the triangular factor of
+// every block, and the walk of a strip of columns through the chain.
+#pragma once
+#include "core/parallel.h"
+#include "ops/orthogonal/householder.h"
+#include "ops/orthogonal/strips.h"
+
+namespace subspan {
+
+constexpr index_t kSumBlock = 256;  // rows that are added up in registers, before their sum is added to the others'
+
+template <class T>
+class Reflectors {
+ public:
+  Reflectors(const MatrixView& V, Workspace& workspace)
+      : V_(V),
+        width_(std::max<index_t>(reflector_block(V.columns), kTileRows)),
+        depth_(round_up(V.rows, kTileRows)),
+        in_place_(V.native<T>() && V.columns == width_ && V.rows == depth_),
+        packed_(in_place_ ? nullptr : workspace.take<T>(depth_ * width_ * blocks())) {}
+
+  index_t length() const { return V_.rows; }
+  index_t depth() const { return depth_; }  // length in whole tiles
+  index_t count() const { return V_.columns; }
+  index_t width() const { return width_; }
+  index_t factor_step() const { return width_ + 2; }
+  index_t blocks() const { return (V_.columns + width_ - 1) / width_; }
+  index_t block_size(index_t block) const { return std::min(width_, V_.columns - block * width_); }
+  const MatrixView& vectors() const { return V_; }
+
+  // Entry `row` of reflector `reflector`, and the steps from there, within a block.
+  const T* at(index_t row, index_t reflector) const {
+    if (in_place_) return V_.at<T>(row, reflector);
+    return packed_ + reflector / width_ * depth_ * width_ + row * width_ + reflector % width_;
+  }
+  index_t row_step() const { return in_place_ ? V_.row_step : width_; }
+  index_t reflector_step() const { return in_place_ ? V_.column_step : 1; }
+
+  // To be followed by a barrier.
+  void pack(Team team) const {
+    if (in_place_) return;
+    for (index_t block = team.rank(); block < blocks(); block += team.size()) {
+      T* to = packed_ + block * depth_ * width_;
+      load_strip(V_, 0, length(), block * width_, block_size(block), to, width_);
+      std::fill_n(to + length() * width_, (depth_ - length()) * width_, T(0));
+    }
+  }
+
+ private:
+  MatrixView V_;
+  index_t width_, depth_;
+  bool in_place_;
+  T* packed_;
+};
+
+// The triangular factors of one block, in double: O(k) rounding errors of the type T would show in Q^T Q.
+class BlockFactor {
+ public:
+  explicit BlockFactor(Workspace& workspace)
+      : chunk_{workspace.take<double>(panel_elements<double>(kSumBlock, kReflectorBlock)), kSumBlock,
+               kPanelWidth<double>},
+        gram_{workspace.take<double>(panel_elements<double>(kReflectorBlock, kReflectorBlock)), kReflectorBlock,
+              kPanelWidth<double>},
+        lengths_(workspace.take<double>(kReflectorBlock)),
+        scales_(workspace.take<double>(kReflectorBlock)),
+        right_(workspace.take<double>(kReflectorBlock * kReflectorBlock)),
+        left_(workspace.take<double>(kReflectorBlock * kReflectorBlock)) {}
+
+  // `tau`: null for 2 / ||v||^2.
+  template <class T>
+  void run(const Reflectors<T>& reflectors, index_t block, const Rows<double>* tau) {
+    const index_t first = block * reflectors.width(), count = reflectors.block_size(block);
+    chunk_.width = gram_.width = panel_width<double>(count);
+    const MatrixView& V = reflectors.vectors();
+    for (index_t row = 0; row == 0 || row < V.rows; row += kSumBlock) {
+      const index_t rows = std::min(kSumBlock, V.rows - row);
+      if (V.transposed()) {
+        pack_rows(V.by_columns<double>(), first, count, row, rows, chunk_);
+      } else {
+        pack_columns(V.by_rows<double>(), row, rows, first, count, chunk_);
+      }
+      multiply(chunk_, count, chunk_, count, rows, Part::kUpper, Team(), StorePanels<double>{gram_, row > 0, 1.0});
+    }
+    for (index_t j = 0; j < count; ++j) {
+      const double square = *gram_.at(j, j);
+      lengths_[j] = square == 0 ? 1 : std::sqrt(square);
+      double given;
+      scales_[j] = tau ? *tau->read(0, first + j, 1, &given) * lengths_[j] * lengths_[j] : square == 0 ? 0 : 2;
+    }
+    invert(count);
+  }
+
+  // Rows of a left operand: entry (l, j) is that of (I + U D)^-1, or of (I + D U)^-T, in row j and column l, over
+  // ||v_l||; then come tau ||v||^2 and 1 / ||v||.
+  template <class T>
+  void write(bool lower, index_t count, index_t width, T* to) const {
+    for (index_t l = 0; l < count; ++l, to += width + 2) {
+      const double inverse = 1 / lengths_[l];
+      for (index_t j = 0; j < width; ++j) {
+        const bool present = j < count && (lower ? j >= l : j <= l);
+        const double entry = !present ? 0 : lower ? left_[j * kReflectorBlock + l] : right_[l * kReflectorBlock + j];
+        to[j] = static_cast<T>(entry * inverse);
+      }
+      to[width] = static_cast<T>(scales_[l]);
+      to[width + 1] = static_cast<T>(inverse);
+    }
+  }
+
+ private:
+  // Columns of right = (I + U D)^-1 and left = (I + D U)^-1, one after the other: the equation of column j says that
+  // its entries above the diagonal are -right[:j, :j] U[:j, j] D_j and -left[:j, :j] D[:j] U[:j, j].
+  void invert(index_t count) {
+    for (index_t j = 0; j < count; ++j) {
+      double* right = right_ + j * kReflectorBlock;
+      double* left = left_ + j * kReflectorBlock;
+      std::fill_n(right, j, 0.0);
+      std::fill_n(left, j, 0.0);
+      right[j] = left[j] = 1;
+      for (index_t l = 0; l < j; ++l) {
+        const double overlap = *gram_.at(l, j) / (lengths_[l] * lengths_[j]);
+        const double of_right = -overlap * scales_[j], of_left = -overlap * scales_[l];
+        const double* right_column = right_ + l * kReflectorBlock;
+        const double* left_column = left_ + l * kReflectorBlock;
+        for (index_t i = 0; i <= l; ++i) right[i] += of_right * right_column[i];
+        for (index_t i = 0; i <= l; ++i) left[i] += of_left * left_column[i];
+      }
+    }
+  }
+
+  Panels<double> chunk_, gram_;
+  double *lengths_, *scales_;
+  double *right_, *left_;
+};
+
+// One strip of at most a panel's width of columns, of one member of a team.
+template <class T>
+class Strip {
+ public:
+  Strip(const Reflectors<T>& reflectors, index_t columns, Workspace& workspace)
+      : reflectors_(reflectors),
+        width_(panel_width<T>(columns)),
+        data_(workspace.take<T>(reflectors.depth() * width_)),
+        products_(workspace.take<T>(reflectors.width() * width_)),
+        moves_(workspace.take<T>(reflectors.width() * width_)) {}
+
+  index_t width() const { return width_; }
+  const T* data() const { return data_; }
+
+  void load(const MatrixView& from, index_t first, index_t count) {
+    count_ = count;
+    load_strip(from, 0, reflectors_.length(), first, count, data_, width_);
+    clear_rest();
+  }
+
+  // Columns of the identity.
+  void load_identity(index_t first, index_t count) {
+    count_ = count;
+    std::fill_n(data_, reflectors_.length() * width_, T(0));
+    for (index_t c = 0; c < count; ++c) data_[(first + c) * width_ + c] = 1;
+    clear_rest();
+    identity_ = first;
+  }
+
+  // X -= V P through the blocks of the chain; rows of w / ||v|| go to `coefficients`, where it is not null, which are
+  // `step` apart. Without `finish` the last block gives its coefficients alone.
+  void walk(const T* factors, bool ascending, T* coefficients, index_t step, bool finish) {
+    for (index_t turn = 0; turn < reflectors_.blocks(); ++turn) {
+      const index_t block = ascending ? turn : reflectors_.blocks() - 1 - turn;
+      const index_t first = block * reflectors_.width(), count = reflectors_.block_size(block);
+      if (identity_ >= 0 && turn == 0) {
+        copy_products(first, count);
+      } else {
+        multiply_vectors(first, count);
+      }
+      solve(factors + first * reflectors_.factor_step(), count);
+      if (coefficients) {
+        for (index_t j = 0; j < count; ++j)
+          copy_entries(moves_ + j * width_, count_, coefficients + (first + j) * step);
+      }
+      if (finish || turn + 1 < reflectors_.blocks()) {
+        scale(factors + first * reflectors_.factor_step(), count);
+        move(first, count);
+      }
+    }
+    identity_ = -1;
+  }
+
+ private:
+  index_t vectors() const { return (count_ + kLanes<T> - 1) / kLanes<T>; }
+
+  void clear_rest() {
+    std::fill_n(data_ + reflectors_.length() * width_, (reflectors_.depth() - reflectors_.length()) * width_, T(0));
+  }
+
+  // V^T E of the columns of E that are in this strip.
+  void copy_products(index_t first, index_t count) {
+    std::fill_n(products_, reflectors_.width() * width_, T(0));
+    for (index_t c = 0; c < count_; ++c) {
+      const T* row = reflectors_.at(identity_ + c, first);
+      for (index_t j = 0; j < count; ++j) products_[j * width_ + c] = row[j * reflectors_.reflector_step()];
+    }
+  }
+
+  void multiply_vectors(index_t first, index_t count) {
+    for (index_t row = 0; row == 0 || row < reflectors_.length(); row += kSumBlock) {
+      const index_t rows = std::min(kSumBlock, reflectors_.length() - row);
+      const StorePanels<T> finish{{products_, reflectors_.width(), width_}, row > 0, T(1)};
+      for (index_t j = 0; j < count; j += kTileRows) {
+        with_vectors<T>(vectors(), [&](auto v) {
+          Vec<T> sums[kTileRows][v.value];
+          multiply_strided_tile<v.value>(reflectors_.at(row, first + j), reflectors_.reflector_step(),
+                                         reflectors_.row_step(), data_ + row * width_, width_, rows, sums);
+          finish(j, 0, sums);
+        });
+      }
+    }
+  }
+
+  void solve(const T* factors, index_t count) {
+    for (index_t j = 0; j < count; j += kTileRows) {
+      with_vectors<T>(vectors(), [&](auto v) {
+        Vec<T> sums[kTileRows][v.value];
+        multiply_tile<v.value>(factors + j, reflectors_.factor_step(), products_, width_, count, sums);
+        for (int i = 0; i < kTileRows; ++i) {
+          // Infinity becomes NaN, which no later product with zero can hide.
+          for (int u = 0; u < v.value; ++u)
+            store(moves_ + (j + i) * width_ + u * kLanes<T>, sums[i][u] + 0 * sums[i][u]);
+        }
+      });
+    }
+  }
+
+  void scale(const T* factors, index_t count) {
+    for (index_t j = 0; j < count; ++j) {
+      const T* of_row = factors + j * reflectors_.factor_step() + reflectors_.width();
+      const T factor = -of_row[0] * of_row[1];
+      T* row = moves_ + j * width_;
+      for (index_t u = 0; u < vectors() * kLanes<T>; u += kLanes<T>) store(row + u, subspan::load(row + u) * factor);
+    }
+  }
+
+  void move(index_t first, index_t count) {
+    const StorePanels<T> add{{data_, reflectors_.depth(), width_}, true, T(1)};
+    for (index_t row = 0; row < reflectors_.length(); row += kTileRows) {
+      with_vectors<T>(vectors(), [&](auto v) {
+        Vec<T> sums[kTileRows][v.value];
+        multiply_strided_tile<v.value>(reflectors_.at(row, first), reflectors_.row_step(), reflectors_.reflector_step(),
+                                       moves_, width_, count, sums);
+        add(row, 0, sums);
+      });
+    }
+  }
+
+  const Reflectors<T>& reflectors_;
+  index_t width_, count_ = 0, identity_ = -1;
+  T *data_, *products_, *moves_;
+};
+
+}  // namespace subspan

@@ -1,0 +1,105 @@
+"""Products of Householder reflectors in the compact WY form, in differentiable torch operations.
+
+V is (*batch, m, k), or (*batch, k, m) with `rows`; X is (*batch, m, p), or (*batch, p, m) with `right`. The Gram matrix
+and its triangular factors are float64 for every input type (float32 on devices without float64).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.linalg import solve_triangular
+
+from .factor import factor_dtype, identity, result_dtype, without_autocast
+
+
+class _Chain:
+    """I - V T V^T with T = D (I + U D)^-1 = (I + D U)^-1 D, D = diag(tau), U = triu(V^T V, 1); or its transpose."""
+
+    def __init__(self, V: Tensor, tau: Tensor | None, transposed: bool) -> None:
+        wide = V.to(factor_dtype(V))
+        gram = wide.mT @ wide
+        if tau is None:
+            squares = gram.diagonal(dim1=-2, dim2=-1)
+            none = squares == 0
+            tau = torch.where(none, 0, 2 / torch.where(none, 1, squares))
+        self.V, self.transposed = V, transposed
+        self.tau = tau.to(wide.dtype)
+        self.overlaps = gram.triu(1)
+
+    def solve(self, products: Tensor, backward: bool) -> Tensor:
+        """(I + U D)^-1 of V^T X, or (I + D U)^-T, whichever comes forward or backward. Infinity becomes NaN, which no
+        product with zero can hide."""
+        one = identity(self.overlaps.shape[-1], self.overlaps)
+        products = products.to(one.dtype)
+        if backward != self.transposed:
+            lower = one + self.overlaps.mT * self.tau[..., None, :]
+            solution = solve_triangular(lower, products, upper=False, unitriangular=True)
+        else:
+            upper = one + self.overlaps * self.tau[..., None, :]
+            solution = solve_triangular(upper, products, upper=True, unitriangular=True)
+        return solution + 0 * solution
+
+    def scaled(self, solution: Tensor) -> Tensor:
+        return (self.tau[..., :, None] * solution).to(self.V.dtype)
+
+
+def _arrays(V: Tensor, X: Tensor, right: bool, rows: bool) -> tuple[Tensor, Tensor]:
+    compute = result_dtype(V)
+    V, X = V.to(compute), X.to(compute)
+    return V.mT if rows else V, X.mT if right else X
+
+
+@without_autocast
+def householder_apply(
+    V: Tensor, X: Tensor, tau: Tensor | None, transpose: bool, right: bool, rows: bool
+) -> tuple[Tensor]:
+    """Q X, or Q^T X with `transpose`; X Q, or X Q^T, with `right`."""
+    v, x = _arrays(V, X, right, rows)
+    chain = _Chain(v, tau, transpose != right)
+    y = x - v @ chain.scaled(chain.solve(v.mT @ x, False))
+    return (y.mT if right else y,)
+
+
+@without_autocast
+def householder_apply_gradient(
+    V: Tensor, grad: Tensor, X: Tensor, tau: Tensor | None, transpose: bool, right: bool, rows: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """d_X = G - V R, d_V = -G P^T - X R^T + V C and d_tau = -<a, w> with w and a the solutions forward and backward,
+    P = D w, R = D a, and C symmetric with the upper triangle of R P^T: T^-1 = D^-1 + U. For the transposed chain G and
+    X change places in the last. Where tau is 2 / ||v||^2 the diagonal of T^-1 depends on v too."""
+    v, x = _arrays(V, X, right, rows)
+    g = grad.mT if right else grad
+    transposed = transpose != right
+    chain = _Chain(v, tau, transposed)
+    w, a = chain.solve(v.mT @ x, False), chain.solve(v.mT @ g, True)
+    P, R = chain.scaled(w), chain.scaled(a)
+    overlap = P @ R.mT if transposed else R @ P.mT
+    strict = overlap.triu(1)
+    C = strict + strict.mT
+    if tau is None:
+        C = C + torch.diag_embed(overlap.diagonal(dim1=-2, dim2=-1))
+    d_V = v @ C - g @ P.mT - x @ R.mT
+    d_X = g - v @ R
+    d_tau = -(a * w).sum(-1)
+    return d_V.mT if rows else d_V, d_X.mT if right else d_X, d_tau
+
+
+def _columns(V: Tensor, columns: int, rows: bool) -> Tensor:
+    length = V.shape[-1 if rows else -2]
+    E = torch.eye(length, columns, dtype=result_dtype(V), device=V.device)
+    return E.mT if rows else E
+
+
+def householder_product(V: Tensor, tau: Tensor | None, columns: int, rows: bool) -> tuple[Tensor]:
+    """The first columns of Q, or, with `rows`, their transpose, which is E^T Q^T."""
+    E = _columns(V, columns, rows)
+    return householder_apply(V, E.expand((*V.shape[:-2], *E.shape)), tau, rows, rows, rows)
+
+
+def householder_product_gradient(
+    V: Tensor, grad: Tensor, tau: Tensor | None, columns: int, rows: bool
+) -> tuple[Tensor, Tensor]:
+    E = _columns(V, columns, rows)
+    d_V, _, d_tau = householder_apply_gradient(V, grad, E.expand((*V.shape[:-2], *E.shape)), tau, rows, rows, rows)
+    return d_V, d_tau
