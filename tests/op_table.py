@@ -13,6 +13,7 @@ import coding_rate_rows
 import covariance_rows
 import crate_rows
 import grassmann_rows
+import householder_rows
 import logits_rows
 import membership_rows
 import sinkhorn_rows
@@ -28,6 +29,7 @@ OPS = [
     *small_matrix_rows.ROWS,
     *logits_rows.ROWS,
     *grassmann_rows.ROWS,
+    *householder_rows.ROWS,
 ]
 
 every_op = pytest.mark.parametrize("op", OPS, ids=lambda op: op.title)

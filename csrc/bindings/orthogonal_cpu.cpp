@@ -51,12 +51,12 @@ void bind_householder(py::module_& m) {
     run_householder(in, out.view(), w.view(), f.view(), {transpose, right, rows}, threads, op);
   });
   m.def("householder_product", [](py::handle V, py::handle tau, py::handle result, py::handle coefficients,
-                                  py::handle factors, std::int64_t columns, bool rows, int threads) {
+                                  py::handle factors, std::int64_t columns, bool rows, bool lapack, int threads) {
     constexpr const char* op = "householder_product";
     const ArrayArg v(V, op, "V"), out(result, op, "result");
     const OptionalArrayArg t(tau, op, "tau"), w(coefficients, op, "coefficients"), f(factors, op, "factors");
-    run_householder({v.view(), nullptr, t.view(), columns}, out.view(), w.view(), f.view(), {false, false, rows},
-                    threads, op);
+    run_householder({v.view(), nullptr, t.view(), columns}, out.view(), w.view(), f.view(),
+                    {false, false, rows, lapack}, threads, op);
   });
   m.def("householder_apply_gradient",
         [](py::handle V, py::handle X, py::handle tau, py::handle coefficients, py::handle factors, py::handle upstream,
@@ -75,14 +75,14 @@ void bind_householder(py::module_& m) {
         });
   m.def("householder_product_gradient", [](py::handle V, py::handle tau, py::handle coefficients, py::handle factors,
                                            py::handle upstream, py::handle d_V, py::handle d_tau, std::int64_t columns,
-                                           bool rows, bool wants_V, bool wants_tau, int threads) {
+                                           bool rows, bool lapack, bool wants_V, bool wants_tau, int threads) {
     constexpr const char* op = "householder_product";
     const ArrayArg v(V, op, "V"), w(coefficients, op, "coefficients"), f(factors, op, "factors"),
         g(upstream, op, "upstream"), dv(d_V, op, "d_V");
     const OptionalArrayArg t(tau, op, "tau"), dt(d_tau, op, "d_tau");
     run_householder_gradient({v.view(), nullptr, t.view(), columns}, w.view(), f.view(), g.view(),
                              {wants_V ? &dv.view() : nullptr, nullptr, wants_tau ? dt.view() : nullptr},
-                             {false, false, rows}, threads, op);
+                             {false, false, rows, lapack}, threads, op);
   });
 }
 

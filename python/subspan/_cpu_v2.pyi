@@ -181,6 +181,7 @@ def householder_product(
     factors: Any | None,
     columns: int,
     rows: bool,
+    lapack: bool,
     threads: int,
     /,
 ) -> None: ...
@@ -213,6 +214,7 @@ def householder_product_gradient(
     d_tau: Any | None,
     columns: int,
     rows: bool,
+    lapack: bool,
     wants_V: bool,
     wants_tau: bool,
     threads: int,

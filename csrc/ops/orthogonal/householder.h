@@ -27,6 +27,7 @@ inline std::int64_t reflector_block(std::int64_t reflectors) {
 
 struct HouseholderParameters {
   bool transpose = false, right = false, rows = false;
+  bool lapack = false;  // vectors are unit lower triangular; what V holds above is not read
 };
 
 struct HouseholderArrays {

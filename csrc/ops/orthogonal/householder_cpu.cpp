@@ -8,7 +8,7 @@ template <class T>
 void apply_item(const HouseholderArrays& in, const MatrixView& result, index_t item, T* coefficients, T* factors,
                 const HouseholderParameters& parameters, int threads) {
   Workspace workspace;
-  const Reflectors<T> reflectors(MatrixView(in.V, item, parameters.rows), workspace);
+  const Reflectors<T> reflectors(MatrixView(in.V, item, parameters.rows), parameters.lapack, workspace);
   // Q^T takes the factors that the gradient of Q takes, and the blocks in that order.
   const bool transposed = parameters.transpose != parameters.right;
   const std::vector<Strip<T>> strips = make_strips(reflectors, in.columns, threads, workspace);

@@ -79,7 +79,7 @@ class VectorGradient {
       T* copies = copies_ + team.rank() * kRows * kSumBlock;
       add_products(upstream_, row, rows, 0, true, sums, copies);
       if (!identity_) add_products(input_[0], row, rows, columns_, false, sums, copies);
-      add_products(reflectors_.vectors(), row, rows, 2 * columns_, false, sums, copies);
+      add_vectors(row, rows, sums, copies);
       finish(sums, row, rows, result);
     }
   }
@@ -125,6 +125,14 @@ class VectorGradient {
     }
   }
 
+  void add_vectors(index_t row, index_t rows, const Panels<T>& sums, T* copies) const {
+    if (!reflectors_.lapack()) return add_products(reflectors_.given(), row, rows, 2 * columns_, false, sums, copies);
+    for (index_t block = 0; block < reflectors_.blocks(); ++block) {
+      const index_t right_row = 2 * columns_ + block * reflectors_.width();
+      add_products(reflectors_.vectors(block), row, rows, right_row, false, sums, copies);
+    }
+  }
+
   void add_products(const MatrixView& left, index_t row, index_t rows, index_t right_row, bool fresh,
                     const Panels<T>& sums, T* copies) const {
     for (index_t k = 0; (fresh && k == 0) || k < left.columns; k += kSumBlock) {
@@ -148,7 +156,8 @@ class VectorGradient {
     }
   }
 
-  // X R^T for X the identity are rows of -R; then every column is divided by the length of its reflector.
+  // X R^T for X the identity are rows of -R; then every column is divided by the length of its reflector. The ones and
+  // zeros of LAPACK's vectors are constants.
   void finish(const Panels<T>& sums, index_t row, index_t rows, const MatrixView& result) const {
     for (index_t first = 0; first < count_; first += width_) {
       const index_t size = std::min(width_, count_ - first);
@@ -159,7 +168,7 @@ class VectorGradient {
         const bool adds = identity_ && row + i < columns_;
         for (index_t j = 0; j < size; ++j) {
           const T sum = adds ? entries[j] + added[(row + i) * width_ + j] : entries[j];
-          entries[j] = sum * scales_[count_ + first + j];
+          entries[j] = reflectors_.lapack() && row + i <= first + j ? T(0) : sum * scales_[count_ + first + j];
         }
       }
       store_strip(own, width_, result, row, rows, first, size);
@@ -198,7 +207,7 @@ void gradient_item(const HouseholderArrays& in, const T* coefficients, const T* 
   const bool swapped = in.X ? parameters.right : parameters.rows;
   const bool transposed = parameters.transpose != parameters.right;
   const MatrixView G(upstream, item, swapped);
-  const Reflectors<T> reflectors(MatrixView(in.V, item, parameters.rows), workspace);
+  const Reflectors<T> reflectors(MatrixView(in.V, item, parameters.rows), parameters.lapack, workspace);
   const std::vector<Strip<T>> strips = make_strips(reflectors, in.columns, threads, workspace);
   T* own = workspace.take<T>(reflectors.count() * in.columns);
   std::vector<VectorGradient<T>> of_vectors;
@@ -211,7 +220,7 @@ void gradient_item(const HouseholderArrays& in, const T* coefficients, const T* 
     for (index_t first = team.rank() * strip.width(); first < in.columns; first += team.size() * strip.width()) {
       const index_t count = std::min(strip.width(), in.columns - first);
       strip.load(G, first, count);
-      strip.walk(factors, !transposed, own + first, in.columns, gradients.X != nullptr);
+      strip.walk(factors, !transposed, own + first, in.columns, gradients.X != nullptr, coefficients + first);
       if (gradients.X) {
         store_strip(strip.data(), strip.width(), MatrixView(*gradients.X, item, swapped), 0, reflectors.length(), first,
                     count);

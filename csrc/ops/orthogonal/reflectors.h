@@ -12,11 +12,12 @@ constexpr index_t kSumBlock = 256;  // rows that are added up in registers, befo
 template <class T>
 class Reflectors {
  public:
-  Reflectors(const MatrixView& V, Workspace& workspace)
+  Reflectors(const MatrixView& V, bool lapack, Workspace& workspace)
       : V_(V),
+        lapack_(lapack),
         width_(std::max<index_t>(reflector_block(V.columns), kTileRows)),
         depth_(round_up(V.rows, kTileRows)),
-        in_place_(V.native<T>() && V.columns == width_ && V.rows == depth_),
+        in_place_(!lapack && V.native<T>() && V.columns == width_ && V.rows == depth_),
         packed_(in_place_ ? nullptr : workspace.take<T>(depth_ * width_ * blocks())) {}
 
   index_t length() const { return V_.rows; }
@@ -26,7 +27,13 @@ class Reflectors {
   index_t factor_step() const { return width_ + 2; }
   index_t blocks() const { return (V_.columns + width_ - 1) / width_; }
   index_t block_size(index_t block) const { return std::min(width_, V_.columns - block * width_); }
-  const MatrixView& vectors() const { return V_; }
+  bool lapack() const { return lapack_; }
+  // The vectors of all blocks as they were given; those of one, of type T and with the ones and zeros of LAPACK's.
+  const MatrixView& given() const { return V_; }
+  MatrixView vectors(index_t block) const {
+    char* data = reinterpret_cast<char*>(const_cast<T*>(at(0, block * width_)));
+    return {data, sizeof(T) == 4 ? DType::f32 : DType::f64, length(), block_size(block), row_step(), reflector_step()};
+  }
 
   // Entry `row` of reflector `reflector`, and the steps from there, within a block.
   const T* at(index_t row, index_t reflector) const {
@@ -36,18 +43,27 @@ class Reflectors {
   index_t row_step() const { return in_place_ ? V_.row_step : width_; }
   index_t reflector_step() const { return in_place_ ? V_.column_step : 1; }
 
-  // To be followed by a barrier.
+  // To be followed by a barrier, but for what a member does with its own blocks.
   void pack(Team team) const {
     if (in_place_) return;
     for (index_t block = team.rank(); block < blocks(); block += team.size()) {
       T* to = packed_ + block * depth_ * width_;
       load_strip(V_, 0, length(), block * width_, block_size(block), to, width_);
+      if (lapack_) set_triangle(block, to);
       std::fill_n(to + length() * width_, (depth_ - length()) * width_, T(0));
     }
   }
 
  private:
+  void set_triangle(index_t block, T* to) const {
+    const index_t first = block * width_;
+    for (index_t i = 0; i < std::min(length(), first + block_size(block)); ++i) {
+      for (index_t j = std::max(first, i); j < first + block_size(block); ++j) to[i * width_ + j - first] = i == j;
+    }
+  }
+
   MatrixView V_;
+  bool lapack_;
   index_t width_, depth_;
   bool in_place_;
   T* packed_;
@@ -71,13 +87,13 @@ class BlockFactor {
   void run(const Reflectors<T>& reflectors, index_t block, const Rows<double>* tau) {
     const index_t first = block * reflectors.width(), count = reflectors.block_size(block);
     chunk_.width = gram_.width = panel_width<double>(count);
-    const MatrixView& V = reflectors.vectors();
+    const MatrixView V = reflectors.vectors(block);
     for (index_t row = 0; row == 0 || row < V.rows; row += kSumBlock) {
       const index_t rows = std::min(kSumBlock, V.rows - row);
       if (V.transposed()) {
-        pack_rows(V.by_columns<double>(), first, count, row, rows, chunk_);
+        pack_rows(V.by_columns<double>(), 0, count, row, rows, chunk_);
       } else {
-        pack_columns(V.by_rows<double>(), row, rows, first, count, chunk_);
+        pack_columns(V.by_rows<double>(), row, rows, 0, count, chunk_);
       }
       multiply(chunk_, count, chunk_, count, rows, Part::kUpper, Team(), StorePanels<double>{gram_, row > 0, 1.0});
     }
@@ -86,6 +102,7 @@ class BlockFactor {
       lengths_[j] = square == 0 ? 1 : std::sqrt(square);
       double given;
       scales_[j] = tau ? *tau->read(0, first + j, 1, &given) * lengths_[j] * lengths_[j] : square == 0 ? 0 : 2;
+      scales_[j] += 0 * scales_[j];  // infinity becomes NaN
     }
     invert(count);
   }
@@ -162,8 +179,9 @@ class Strip {
   }
 
   // X -= V P through the blocks of the chain; rows of w / ||v|| go to `coefficients`, where it is not null, which are
-  // `step` apart. Without `finish` the last block gives its coefficients alone.
-  void walk(const T* factors, bool ascending, T* coefficients, index_t step, bool finish) {
+  // `step` apart. Without `finish` the last block gives its coefficients alone. Where `given`, coefficients of the same
+  // columns, are not finite, the results are NaN.
+  void walk(const T* factors, bool ascending, T* coefficients, index_t step, bool finish, const T* given = nullptr) {
     for (index_t turn = 0; turn < reflectors_.blocks(); ++turn) {
       const index_t block = ascending ? turn : reflectors_.blocks() - 1 - turn;
       const index_t first = block * reflectors_.width(), count = reflectors_.block_size(block);
@@ -173,6 +191,7 @@ class Strip {
         multiply_vectors(first, count);
       }
       solve(factors + first * reflectors_.factor_step(), count);
+      if (given) add_nothing(given + first * step, step, count);
       if (coefficients) {
         for (index_t j = 0; j < count; ++j)
           copy_entries(moves_ + j * width_, count_, coefficients + (first + j) * step);
@@ -227,6 +246,12 @@ class Strip {
             store(moves_ + (j + i) * width_ + u * kLanes<T>, sums[i][u] + 0 * sums[i][u]);
         }
       });
+    }
+  }
+
+  void add_nothing(const T* given, index_t step, index_t count) {
+    for (index_t j = 0; j < count; ++j) {
+      for (index_t c = 0; c < count_; ++c) moves_[j * width_ + c] += 0 * given[j * step + c];
     }
   }
 

@@ -19,6 +19,9 @@ struct MatrixView {
         row_step(view.step(swapped ? -1 : -2)),
         column_step(view.step(swapped ? -2 : -1)) {}
 
+  MatrixView(char* data, DType dtype, index_t rows, index_t columns, index_t row_step, index_t column_step)
+      : data(data), dtype(dtype), rows(rows), columns(columns), row_step(row_step), column_step(column_step) {}
+
   template <class T>
   bool native() const {
     return dtype == (sizeof(T) == 4 ? DType::f32 : DType::f64);

@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 from torch.linalg import solve_triangular
 
+from .. import _route
 from .factor import factor_dtype, identity, result_dtype, without_autocast
+
+
+def _product(A: Tensor, B: Tensor) -> Tensor:
+    """A B by an op whose derivatives are calls of it: autocast would lower torch's product in the backward pass."""
+    product: Tensor = _route.call_in_backward("affine_product", A, B.mT, None, 1.0, 0.0, False)
+    return product
 
 
 class _Chain:
@@ -57,7 +64,7 @@ def householder_apply(
     """Q X, or Q^T X with `transpose`; X Q, or X Q^T, with `right`."""
     v, x = _arrays(V, X, right, rows)
     chain = _Chain(v, tau, transpose != right)
-    y = x - v @ chain.scaled(chain.solve(v.mT @ x, False))
+    y = x - _product(v, chain.scaled(chain.solve(_product(v.mT, x), False)))
     return (y.mT if right else y,)
 
 
@@ -72,15 +79,16 @@ def householder_apply_gradient(
     g = grad.mT if right else grad
     transposed = transpose != right
     chain = _Chain(v, tau, transposed)
-    w, a = chain.solve(v.mT @ x, False), chain.solve(v.mT @ g, True)
+    w = chain.solve(_product(v.mT, x), False)
+    a = chain.solve(_product(v.mT, g), True) + 0 * w  # what does not depend on X is NaN where X is
     P, R = chain.scaled(w), chain.scaled(a)
-    overlap = P @ R.mT if transposed else R @ P.mT
+    overlap = _product(P, R.mT) if transposed else _product(R, P.mT)
     strict = overlap.triu(1)
     C = strict + strict.mT
     if tau is None:
         C = C + torch.diag_embed(overlap.diagonal(dim1=-2, dim2=-1))
-    d_V = v @ C - g @ P.mT - x @ R.mT
-    d_X = g - v @ R
+    d_V = _product(v, C) - _product(g, P.mT) - _product(x, R.mT)
+    d_X = g - _product(v, R)
     d_tau = -(a * w).sum(-1)
     return d_V.mT if rows else d_V, d_X.mT if right else d_X, d_tau
 
@@ -91,15 +99,26 @@ def _columns(V: Tensor, columns: int, rows: bool) -> Tensor:
     return E.mT if rows else E
 
 
-def householder_product(V: Tensor, tau: Tensor | None, columns: int, rows: bool) -> tuple[Tensor]:
+def _given(V: Tensor, rows: bool, lapack: bool) -> Tensor:
+    """With `lapack`, 1 where vector j has its entry j and 0 before."""
+    if not lapack:
+        return V
+    one = torch.eye(V.shape[-2], V.shape[-1], dtype=V.dtype, device=V.device)
+    return (V.triu(1) if rows else V.tril(-1)) + one
+
+
+def householder_product(V: Tensor, tau: Tensor | None, columns: int, rows: bool, lapack: bool) -> tuple[Tensor]:
     """The first columns of Q, or, with `rows`, their transpose, which is E^T Q^T."""
+    V = _given(V, rows, lapack)
     E = _columns(V, columns, rows)
     return householder_apply(V, E.expand((*V.shape[:-2], *E.shape)), tau, rows, rows, rows)
 
 
 def householder_product_gradient(
-    V: Tensor, grad: Tensor, tau: Tensor | None, columns: int, rows: bool
+    V: Tensor, grad: Tensor, tau: Tensor | None, columns: int, rows: bool, lapack: bool
 ) -> tuple[Tensor, Tensor]:
-    E = _columns(V, columns, rows)
+    E, V = _columns(V, columns, rows), _given(V, rows, lapack)
     d_V, _, d_tau = householder_apply_gradient(V, grad, E.expand((*V.shape[:-2], *E.shape)), tau, rows, rows, rows)
+    if lapack:
+        d_V = d_V.triu(1) if rows else d_V.tril(-1)
     return d_V, d_tau

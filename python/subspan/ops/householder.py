@@ -50,14 +50,14 @@ _product_gradient = _route.register(
     _route.Op(
         name="householder_product_gradient",
         inputs=(("V", 2), ("tau", 1), ("coefficients", 2), ("factors", 2), ("upstream", 2)),
-        schema="int columns, bool rows, bool wants_V, bool wants_tau",
+        schema="int columns, bool rows, bool lapack, bool wants_V, bool wants_tau",
         outputs=("compute", "compute"),
-        shapes=lambda V, tau, w, f, g, columns, rows, *wanted: tuple(
+        shapes=lambda V, tau, w, f, g, columns, rows, lapack, *wanted: tuple(
             _wanted(array, V.shape[:-2], one) for array, one in zip((V, tau), wanted, strict=True)
         ),
         kernel=_native.cpu.householder_product_gradient,
-        composite=lambda V, tau, w, f, g, columns, rows, *_: composite.householder_product_gradient(
-            V, g, tau, columns, rows
+        composite=lambda V, tau, w, f, g, columns, rows, lapack, *_: composite.householder_product_gradient(
+            V, g, tau, columns, rows, lapack
         ),
         saves=(),
         public="householder_product",
@@ -115,9 +115,9 @@ _product = _route.register(
     _route.Op(
         name="householder_product",
         inputs=(("V", 2), ("tau", 1)),
-        schema="int columns, bool rows",
+        schema="int columns, bool rows, bool lapack",
         outputs=("compute",),
-        shapes=lambda V, tau, columns, rows: (
+        shapes=lambda V, tau, columns, rows, _: (
             (*V.shape[:-2], columns, V.shape[-1]) if rows else (*V.shape[:-1], columns),
         ),
         kernel=_native.cpu.householder_product,
@@ -126,7 +126,7 @@ _product = _route.register(
         backward=_product_backward,
         selective=True,
         saves=(0, 0),
-        saved_shapes=lambda V, tau, columns, rows: _saved_shapes(V, columns, rows),
+        saved_shapes=lambda V, tau, columns, rows, _: _saved_shapes(V, columns, rows),
     )
 )
 
@@ -248,8 +248,7 @@ def householder_product(
         TypeError, ValueError: wrong arrays or shapes, more columns than m.
 
     Cost:
-        4 m k columns + 64 m k flops, half of the first term where k <= 32: products with E are rows of V. With
-        ``lapack`` a copy of V is made.
+        4 m k columns + 64 m k flops, half of the first term where k <= 32: products with E are rows of V.
 
     Gradient:
         Closed form, at most 6 m k columns + 2 m k^2 + k^2 columns flops; no m x m matrix is formed. V and tau are
@@ -277,19 +276,9 @@ def householder_product(
         if columns > length:
             raise ValueError(f"{op}: columns: expected at most {length} for V {tuple(V.shape)}, got {columns}")
     tau, batch = _check_tau(op, V, tau, rows, tuple(V.shape[:-2]))
-    if lapack:
-        V = _unit_triangular(V, rows)
     V = _check.expand(V, (*batch, *V.shape[-2:]))
     tau = None if tau is None else _check.expand(tau, (*batch, count))
-    return _product(1, V, tau, columns, rows)[0]
-
-
-def _unit_triangular(V: Any, rows: bool) -> Any:
-    """1 where vector j has its entry j, and 0 before."""
-    xp = _check.torch if _check.is_torch(V) else np
-    kind = {"device": V.device} if xp is not np else {}
-    one = xp.eye(V.shape[-2], V.shape[-1], dtype=V.dtype, **kind)
-    return (xp.triu(V, 1) if rows else xp.tril(V, -1)) + one
+    return _product(1, V, tau, columns, rows, bool(lapack))[0]
 
 
 def householder_vectors(Q: Any, *, layout: str = "columns") -> Any:
