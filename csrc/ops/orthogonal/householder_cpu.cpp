@@ -34,8 +34,7 @@ void apply_item(const HouseholderArrays& in, const MatrixView& result, index_t i
       } else {
         strip.load_identity(first, count);
       }
-      strip.walk(own_factors, transposed, coefficients ? coefficients + first : nullptr, in.columns, true);
-      store_strip(strip.data(), strip.width(), result, 0, reflectors.length(), first, count);
+      strip.walk(own_factors, transposed, coefficients ? coefficients + first : nullptr, in.columns, &result, first);
     }
   });
 }

@@ -46,7 +46,8 @@ class VectorGradient {
         right_{workspace.take<T>(panel_elements<T>(2 * columns_ + count_, count_)), 2 * columns_ + count_, width_},
         overlap_{workspace.take<T>(panel_elements<T>(round_up(count_, kTileRows), count_)), round_up(count_, kTileRows),
                  width_},
-        scales_(workspace.take<T>(3 * std::max<index_t>(count_, 1))),
+        scales_(workspace.take<T>(count_)),
+        inverses_(workspace.take<T>(round_up(count_, width_))),
         sums_(workspace.take<T>(threads * panel_elements<T>(kRows, count_))),
         copies_(workspace.take<T>(threads * kRows * kSumBlock)) {
     if (in.X) input_.emplace_back(*in.X, item, parameters.right);
@@ -54,9 +55,10 @@ class VectorGradient {
 
   // Of every reflector: -tau ||v||^2 and 1 / ||v||.
   void set_scales(const T* factors) {
+    std::fill_n(inverses_, round_up(count_, width_), T(0));
     for (index_t j = 0; j < count_; ++j, factors += reflectors_.factor_step()) {
       scales_[j] = -factors[reflectors_.width()];
-      scales_[count_ + j] = factors[reflectors_.width() + 1];
+      inverses_[j] = factors[reflectors_.width() + 1];
     }
   }
 
@@ -116,7 +118,7 @@ class VectorGradient {
     const Panels<T> to = panel(2 * columns_, first);
     for (index_t i = 0; i < count_; ++i) {
       T* row = to.data + i * width_;
-      const T inverse = scales_[count_ + i];
+      const T inverse = inverses_[i];
       for (index_t j = first; j < first + size; ++j) {
         const T entry = i == j && free_ ? T(0) : i <= j ? *overlap_.at(i, j) : *overlap_.at(j, i);
         row[j - first] = entry * inverse;
@@ -162,13 +164,17 @@ class VectorGradient {
     for (index_t first = 0; first < count_; first += width_) {
       const index_t size = std::min(width_, count_ - first);
       T* own = sums.panel(first / width_);
-      const T* added = panel(columns_, first).data;
-      for (index_t i = 0; i < rows; ++i) {
-        T* entries = own + i * width_;
-        const bool adds = identity_ && row + i < columns_;
-        for (index_t j = 0; j < size; ++j) {
-          const T sum = adds ? entries[j] + added[(row + i) * width_ + j] : entries[j];
-          entries[j] = reflectors_.lapack() && row + i <= first + j ? T(0) : sum * scales_[count_ + first + j];
+      const T* added = panel(columns_, first).data + row * width_;
+      const index_t with_one = identity_ ? std::clamp<index_t>(columns_ - row, 0, rows) : 0;
+      for (index_t i = 0; i < with_one * width_; i += kLanes<T>) store(own + i, load(own + i) + load(added + i));
+      for (index_t j = 0; j < width_; j += kLanes<T>) {
+        const Vec<T> inverse = load(inverses_ + first + j);
+        for (index_t i = 0; i < rows; ++i) store(own + i * width_ + j, load(own + i * width_ + j) * inverse);
+      }
+      if (reflectors_.lapack()) {
+        for (index_t i = 0; i < rows; ++i) {
+          const index_t below = std::clamp<index_t>(row + i - first, 0, size);
+          std::fill_n(own + i * width_ + below, size - below, T(0));
         }
       }
       store_strip(own, width_, result, row, rows, first, size);
@@ -182,7 +188,7 @@ class VectorGradient {
   bool free_, lower_, identity_;
   index_t width_;
   Panels<T> right_, overlap_;
-  T *scales_, *sums_, *copies_;
+  T *scales_, *inverses_, *sums_, *copies_;
 };
 
 // -<a_j, w_j> ||v_j||^2 of coefficients that were divided by ||v_j||.
@@ -207,6 +213,7 @@ void gradient_item(const HouseholderArrays& in, const T* coefficients, const T* 
   const bool swapped = in.X ? parameters.right : parameters.rows;
   const bool transposed = parameters.transpose != parameters.right;
   const MatrixView G(upstream, item, swapped);
+  const MatrixView d_X = gradients.X ? MatrixView(*gradients.X, item, swapped) : G;
   const Reflectors<T> reflectors(MatrixView(in.V, item, parameters.rows), parameters.lapack, workspace);
   const std::vector<Strip<T>> strips = make_strips(reflectors, in.columns, threads, workspace);
   T* own = workspace.take<T>(reflectors.count() * in.columns);
@@ -220,11 +227,8 @@ void gradient_item(const HouseholderArrays& in, const T* coefficients, const T* 
     for (index_t first = team.rank() * strip.width(); first < in.columns; first += team.size() * strip.width()) {
       const index_t count = std::min(strip.width(), in.columns - first);
       strip.load(G, first, count);
-      strip.walk(factors, !transposed, own + first, in.columns, gradients.X != nullptr, coefficients + first);
-      if (gradients.X) {
-        store_strip(strip.data(), strip.width(), MatrixView(*gradients.X, item, swapped), 0, reflectors.length(), first,
-                    count);
-      }
+      strip.walk(factors, !transposed, own + first, in.columns, gradients.X ? &d_X : nullptr, first,
+                 coefficients + first);
     }
     team.barrier();
     if (gradients.tau && team.rank() == 0) {

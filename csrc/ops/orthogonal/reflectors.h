@@ -48,7 +48,7 @@ class Reflectors {
     if (in_place_) return;
     for (index_t block = team.rank(); block < blocks(); block += team.size()) {
       T* to = packed_ + block * depth_ * width_;
-      load_strip(V_, 0, length(), block * width_, block_size(block), to, width_);
+      load_strip(V_, 0, length(), block * width_, block_size(block), to, width_, true);
       if (lapack_) set_triangle(block, to);
       std::fill_n(to + length() * width_, (depth_ - length()) * width_, T(0));
     }
@@ -92,7 +92,7 @@ class BlockFactor {
       const index_t rows = std::min(kSumBlock, V.rows - row);
       if (V.transposed()) {
         pack_rows(V.by_columns<double>(), 0, count, row, rows, chunk_);
-      } else {
+      } else if (!widen(V.at<T>(row, 0), V.row_step, V.column_step, rows, count)) {
         pack_columns(V.by_rows<double>(), row, rows, 0, count, chunk_);
       }
       multiply(chunk_, count, chunk_, count, rows, Part::kUpper, Team(), StorePanels<double>{gram_, row > 0, 1.0});
@@ -124,6 +124,22 @@ class BlockFactor {
   }
 
  private:
+  // The chunk from neighbouring floats in whole vectors, which are most.
+  bool widen(const float* from, index_t row_step, index_t column_step, index_t rows, index_t count) const {
+    typedef float Narrow __attribute__((vector_size(kLanes<double> * sizeof(float))));
+    if (column_step != 1 || count % kLanes<double> != 0) return false;
+    for (index_t c = 0; c < count; c += kLanes<double>) {
+      double* to = chunk_.at(0, c);
+      for (index_t i = 0; i < rows; ++i, to += chunk_.width) {
+        Narrow entries;
+        std::memcpy(&entries, from + i * row_step + c, sizeof entries);
+        store(to, __builtin_convertvector(entries, Vec<double>));
+      }
+    }
+    return true;
+  }
+  bool widen(const double*, index_t, index_t, index_t, index_t) const { return false; }
+
   // Columns of right = (I + U D)^-1 and left = (I + D U)^-1, one after the other: the equation of column j says that
   // its entries above the diagonal are -right[:j, :j] U[:j, j] D_j and -left[:j, :j] D[:j] U[:j, j].
   void invert(index_t count) {
@@ -161,51 +177,61 @@ class Strip {
         moves_(workspace.take<T>(reflectors.width() * width_)) {}
 
   index_t width() const { return width_; }
-  const T* data() const { return data_; }
 
   void load(const MatrixView& from, index_t first, index_t count) {
     count_ = count;
-    load_strip(from, 0, reflectors_.length(), first, count, data_, width_);
+    identity_ = -1;
+    load_strip(from, 0, reflectors_.length(), first, count, data_, width_, false);
     clear_rest();
   }
 
-  // Columns of the identity.
+  // Columns of the identity. They are written out only where more than one block needs them.
   void load_identity(index_t first, index_t count) {
     count_ = count;
-    std::fill_n(data_, reflectors_.length() * width_, T(0));
-    for (index_t c = 0; c < count; ++c) data_[(first + c) * width_ + c] = 1;
-    clear_rest();
     identity_ = first;
+    if (reflectors_.blocks() != 1) write_identity();
   }
 
-  // X -= V P through the blocks of the chain; rows of w / ||v|| go to `coefficients`, where it is not null, which are
-  // `step` apart. Without `finish` the last block gives its coefficients alone. Where `given`, coefficients of the same
-  // columns, are not finite, the results are NaN.
-  void walk(const T* factors, bool ascending, T* coefficients, index_t step, bool finish, const T* given = nullptr) {
+  // X -= V P through the blocks of the chain, into the columns of `result` that begin with `column`; rows of w / ||v||
+  // go to `coefficients`, where it is not null, which are `step` apart. Without a result the last block gives its
+  // coefficients alone. Where `given`, coefficients of the same columns, are not finite, the results are NaN.
+  void walk(const T* factors, bool ascending, T* coefficients, index_t step, const MatrixView* result, index_t column,
+            const T* given = nullptr) {
+    if (result && reflectors_.blocks() == 0)
+      store_strip(data_, width_, *result, 0, reflectors_.length(), column, count_);
     for (index_t turn = 0; turn < reflectors_.blocks(); ++turn) {
       const index_t block = ascending ? turn : reflectors_.blocks() - 1 - turn;
       const index_t first = block * reflectors_.width(), count = reflectors_.block_size(block);
+      const T* own = factors + first * reflectors_.factor_step();
       if (identity_ >= 0 && turn == 0) {
         copy_products(first, count);
       } else {
         multiply_vectors(first, count);
       }
-      solve(factors + first * reflectors_.factor_step(), count);
+      solve(own, count);
       if (given) add_nothing(given + first * step, step, count);
       if (coefficients) {
         for (index_t j = 0; j < count; ++j)
           copy_entries(moves_ + j * width_, count_, coefficients + (first + j) * step);
       }
-      if (finish || turn + 1 < reflectors_.blocks()) {
-        scale(factors + first * reflectors_.factor_step(), count);
-        move(first, count);
+      const bool last = turn + 1 == reflectors_.blocks();
+      if (last && !result) return;
+      scale(own, count);
+      if (last) {
+        finish(first, count, *result, column);
+      } else {
+        move(first, count, StorePanels<T>{{data_, reflectors_.depth(), width_}, true, T(1)});
       }
     }
-    identity_ = -1;
   }
 
  private:
   index_t vectors() const { return (count_ + kLanes<T> - 1) / kLanes<T>; }
+
+  void write_identity() {
+    std::fill_n(data_, reflectors_.depth() * width_, T(0));
+    for (index_t c = 0; c < count_; ++c) data_[(identity_ + c) * width_ + c] = 1;
+  }
 
   void clear_rest() {
     std::fill_n(data_ + reflectors_.length() * width_, (reflectors_.depth() - reflectors_.length()) * width_, T(0));
@@ -264,16 +290,51 @@ class Strip {
     }
   }
 
-  void move(index_t first, index_t count) {
-    const StorePanels<T> add{{data_, reflectors_.depth(), width_}, true, T(1)};
+  template <class Finish>
+  void move(index_t first, index_t count, const Finish& finish) const {
     for (index_t row = 0; row < reflectors_.length(); row += kTileRows) {
       with_vectors<T>(vectors(), [&](auto v) {
         Vec<T> sums[kTileRows][v.value];
         multiply_strided_tile<v.value>(reflectors_.at(row, first), reflectors_.row_step(), reflectors_.reflector_step(),
                                        moves_, width_, count, sums);
-        add(row, 0, sums);
+        finish(row, 0, sums);
       });
     }
+  }
+
+  // The last move, straight into the result where its rows are contiguous.
+  struct StoreResult {
+    const T* data;  // null: columns of the identity, the first with its one in row `identity`
+    index_t width, count, identity;
+    T* to;
+    index_t step, rows;
+
+    template <int Vectors>
+    [[gnu::always_inline]] void operator()(index_t row, index_t, Vec<T> (&sums)[kTileRows][Vectors]) const {
+      const index_t present = std::min<index_t>(kTileRows, rows - row);
+      for (index_t i = 0; i < present; ++i) {
+        T* target = to + (row + i) * step;
+        for (int v = 0; v < Vectors; ++v) {
+          const Vec<T> before = data ? subspan::load(data + (row + i) * width + v * kLanes<T>) : Vec<T>{};
+          store_entries(target + v * kLanes<T>, before + sums[i][v], count - v * kLanes<T>);
+        }
+        const index_t one = row + i - identity;
+        if (!data && one >= 0 && one < count) target[one] += 1;
+      }
+    }
+  };
+
+  void finish(index_t first, index_t count, const MatrixView& result, index_t column) {
+    const bool identity = identity_ >= 0 && reflectors_.blocks() == 1;
+    if (result.column_step == 1) {
+      move(first, count,
+           StoreResult{identity ? nullptr : data_, width_, count_, identity_, result.at<T>(0, column), result.row_step,
+                       reflectors_.length()});
+      return;
+    }
+    if (identity) write_identity();
+    move(first, count, StorePanels<T>{{data_, reflectors_.depth(), width_}, true, T(1)});
+    store_strip(data_, width_, result, 0, reflectors_.length(), column, count_);
   }
 
   const Reflectors<T>& reflectors_;

@@ -53,18 +53,56 @@ inline void copy_entries(const T* from, index_t count, T* to) {
   for (; i < count; ++i) to[i] = from[i];
 }
 
-// to[i * width + c] = matrix(row + i, first + c) for i < rows, c < count; zero for the other c < width.
+// The first `count` lanes of v; whole and half vectors, which most are, in one piece.
 template <class T>
-void load_strip(const MatrixView& from, index_t row, index_t rows, index_t first, index_t count, T* to, index_t width) {
+inline void store_entries(T* to, Vec<T> v, index_t count) {
+  constexpr index_t half = kLanes<T> / 2;
+  if (count >= kLanes<T>) return store(to, v);
+  T lanes[kLanes<T>];
+  store(lanes, v);
+  if (count == half) {
+    std::memcpy(to, &v, half * sizeof(T));
+  } else {
+    for (index_t i = 0; i < count; ++i) to[i] = lanes[i];
+  }
+}
+
+// Up to a whole vector, with zeros.
+template <class T>
+inline void copy_padded(const T* from, index_t count, T* to) {
+  constexpr index_t half = kLanes<T> / 2;
+  index_t i = 0;
+  for (; i + kLanes<T> <= count; i += kLanes<T>) store(to + i, load(from + i));
+  if (count - i == half) {
+    Vec<T> v{};
+    std::memcpy(&v, from + i, half * sizeof(T));
+    store(to + i, v);
+  } else if (i < count) {
+    store(to + i, load_partial(from + i, count - i));
+  }
+}
+
+// to[i * width + c] = matrix(row + i, first + c) for i < rows, c < count; zeros follow up to a whole vector or, with
+// `clear`, up to the width, which then may be less than a vector.
+template <class T>
+void load_strip(const MatrixView& from, index_t row, index_t rows, index_t first, index_t count, T* to, index_t width,
+                bool clear) {
   constexpr index_t unit = std::max<index_t>(kLanes<T>, kTileRows);
-  if (count < width) std::fill_n(to, rows * width, T(0));
+  if (clear && count < width) std::fill_n(to, rows * width, T(0));
   if (from.transposed() && width % unit == 0) {
     pack_rows(from.by_columns<T>(), first, count, row, rows, Panels<T>{to, rows, width});
     return;
   }
   const Rows<T> in = from.by_rows<T>();
-  T scratch[kPanelWidth<T> > 32 ? kPanelWidth<T> : 32];
-  for (index_t i = 0; i < rows; ++i, to += width) copy_entries(in.read(row + i, first, count, scratch), count, to);
+  T scratch[std::max<index_t>(kPanelWidth<T>, 32)];
+  for (index_t i = 0; i < rows; ++i, to += width) {
+    const T* entries = in.read(row + i, first, count, scratch);
+    if (clear) {
+      copy_entries(entries, count, to);
+    } else {
+      copy_padded(entries, count, to);
+    }
+  }
 }
 
 // The inverse, of a matrix of type T.

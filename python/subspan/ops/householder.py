@@ -236,8 +236,8 @@ def householder_product(
             strides. torch, NumPy or CuPy.
         tau: (\*batch, k), or None for 2 / ||v||^2. Broadcasts with V.
         columns: how many columns of Q, at most m; None for as many as there are reflectors.
-        lapack: V is as LAPACK's geqrf leaves it: vector j has a 1 at place j and zeros before it, and what V holds there
-            is not read. Without tau, 2 / ||v||^2 of such vectors.
+        lapack: V is as LAPACK's geqrf leaves it: vector j has a 1 at place j and zeros before it, and what V holds
+            there is not read. Without tau, 2 / ||v||^2 of such vectors.
         layout: "rows" for vectors, and columns of the result, as rows: V (\*batch, k, m), read in place.
 
     Returns:
