@@ -82,6 +82,25 @@ inline void copy_padded(const T* from, index_t count, T* to) {
   }
 }
 
+// Rows of the usual lengths in loops without a branch.
+template <class T>
+inline void copy_rows(const T* from, index_t step, index_t rows, index_t count, T* to, index_t width) {
+  constexpr index_t half = kLanes<T> / 2;
+  const index_t whole = count / kLanes<T> * kLanes<T>;
+  for (index_t c = 0; c < whole; c += kLanes<T>) {
+    for (index_t i = 0; i < rows; ++i) store(to + i * width + c, load(from + i * step + c));
+  }
+  if (count - whole == half) {
+    for (index_t i = 0; i < rows; ++i) {
+      Vec<T> v{};
+      std::memcpy(&v, from + i * step + whole, half * sizeof(T));
+      store(to + i * width + whole, v);
+    }
+  } else if (count > whole) {
+    for (index_t i = 0; i < rows; ++i) copy_padded(from + i * step + whole, count - whole, to + i * width + whole);
+  }
+}
+
 // to[i * width + c] = matrix(row + i, first + c) for i < rows, c < count; zeros follow up to a whole vector or, with
 // `clear`, up to the width, which then may be less than a vector.
 template <class T>
@@ -91,6 +110,10 @@ void load_strip(const MatrixView& from, index_t row, index_t rows, index_t first
   if (clear && count < width) std::fill_n(to, rows * width, T(0));
   if (from.transposed() && width % unit == 0) {
     pack_rows(from.by_columns<T>(), first, count, row, rows, Panels<T>{to, rows, width});
+    return;
+  }
+  if (!clear && from.native<T>() && from.column_step == 1) {
+    copy_rows(from.at<T>(row, first), from.row_step, rows, count, to, width);
     return;
   }
   const Rows<T> in = from.by_rows<T>();
@@ -111,7 +134,14 @@ void store_strip(const T* from, index_t width, const MatrixView& to, index_t row
                  index_t count) {
   constexpr index_t lanes = kLanes<T>;
   if (to.column_step == 1) {
-    for (index_t i = 0; i < rows; ++i) copy_entries(from + i * width, count, to.at<T>(row + i, first));
+    for (index_t i = 0; i < rows; ++i) {
+      T* target = to.at<T>(row + i, first);
+      if (count == lanes / 2) {
+        std::memcpy(target, from + i * width, lanes / 2 * sizeof(T));
+      } else {
+        copy_entries(from + i * width, count, target);
+      }
+    }
     return;
   }
   for (index_t i0 = 0; i0 < rows; i0 += lanes) {
