@@ -16,14 +16,27 @@ void apply_item(const HouseholderArrays& in, const MatrixView& result, index_t i
   for (int i = 0; i < threads; ++i) block_factors.emplace_back(workspace);
   T* own_factors = workspace.take<T>(reflectors.count() * reflectors.factor_step());
   const Rows<double> tau = in.tau ? tau_of(*in.tau, item) : Rows<double>(nullptr, DType::f64, 0, 0);
+  const auto finish_block = [&](BlockFactor& factor, const Panels<double>& gram, index_t block) {
+    const index_t count = reflectors.block_size(block), first = block * reflectors.width();
+    factor.finish(gram, first, count, in.tau ? &tau : nullptr);
+    const index_t offset = first * reflectors.factor_step();
+    factor.write(transposed, count, reflectors.width(), own_factors + offset);
+    if (factors) factor.write(!transposed, count, reflectors.width(), factors + offset);
+  };
   parallel_team(threads, [&](Team team) {
+    BlockFactor& factor = block_factors[static_cast<std::size_t>(team.rank())];
     reflectors.pack(team);
-    for (index_t block = team.rank(); block < reflectors.blocks(); block += team.size()) {
-      BlockFactor& factor = block_factors[static_cast<std::size_t>(team.rank())];
-      factor.run(reflectors, block, in.tau ? &tau : nullptr);
-      const index_t offset = block * reflectors.width() * reflectors.factor_step();
-      factor.write(transposed, reflectors.block_size(block), reflectors.width(), own_factors + offset);
-      if (factors) factor.write(!transposed, reflectors.block_size(block), reflectors.width(), factors + offset);
+    if (reflectors.blocks() == 1) {  // together
+      const Panels<double> gram = block_factors[0].own_gram(reflectors.count());
+      team.barrier();
+      factor.multiply_gram(reflectors, 0, gram, team);
+      team.barrier();
+      if (team.rank() == 0) finish_block(factor, gram, 0);
+    }
+    for (index_t block = team.rank(); block < reflectors.blocks() && reflectors.blocks() > 1; block += team.size()) {
+      const Panels<double> gram = factor.own_gram(reflectors.block_size(block));
+      factor.multiply_gram(reflectors, block, gram, Team());
+      finish_block(factor, gram, block);
     }
     team.barrier();
     Strip<T> strip = strips[static_cast<std::size_t>(team.rank())];

@@ -17,10 +17,25 @@ void each_item(index_t items, double flops, int threads, Run&& run) {
   }
 }
 
+// As wide as a panel, or narrower where that gives the members more equal shares. No column's result depends on it.
+template <class T>
+index_t strip_width(index_t columns, int threads) {
+  constexpr index_t unit = std::max<index_t>(kLanes<T>, kTileRows);
+  const auto longest = [&](index_t width) {
+    const index_t strips = (columns + width - 1) / width;
+    return (strips + threads - 1) / threads * width;
+  };
+  index_t best = panel_width<T>(columns);
+  for (index_t width = best - unit; threads > 1 && width > 0; width -= unit) {
+    if (longest(width) < longest(best)) best = width;
+  }
+  return best;
+}
+
 template <class T>
 std::vector<Strip<T>> make_strips(const Reflectors<T>& reflectors, index_t columns, int threads, Workspace& workspace) {
   std::vector<Strip<T>> strips;
-  for (int i = 0; i < threads; ++i) strips.emplace_back(reflectors, columns, workspace);
+  for (int i = 0; i < threads; ++i) strips.emplace_back(reflectors, strip_width<T>(columns, threads), workspace);
   return strips;
 }
 

@@ -75,18 +75,17 @@ class BlockFactor {
   explicit BlockFactor(Workspace& workspace)
       : chunk_{workspace.take<double>(panel_elements<double>(kSumBlock, kReflectorBlock)), kSumBlock,
                kPanelWidth<double>},
-        gram_{workspace.take<double>(panel_elements<double>(kReflectorBlock, kReflectorBlock)), kReflectorBlock,
-              kPanelWidth<double>},
+        gram_(workspace.take<double>(panel_elements<double>(kReflectorBlock, kReflectorBlock))),
         lengths_(workspace.take<double>(kReflectorBlock)),
         scales_(workspace.take<double>(kReflectorBlock)),
         right_(workspace.take<double>(kReflectorBlock * kReflectorBlock)),
         left_(workspace.take<double>(kReflectorBlock * kReflectorBlock)) {}
 
-  // `tau`: null for 2 / ||v||^2.
+  // The Gram matrix, of which a member of the team computes its tiles. To be followed by a barrier and `finish`.
   template <class T>
-  void run(const Reflectors<T>& reflectors, index_t block, const Rows<double>* tau) {
-    const index_t first = block * reflectors.width(), count = reflectors.block_size(block);
-    chunk_.width = gram_.width = panel_width<double>(count);
+  void multiply_gram(const Reflectors<T>& reflectors, index_t block, const Panels<double>& gram, Team team) {
+    const index_t count = reflectors.block_size(block);
+    chunk_.width = gram.width;
     const MatrixView V = reflectors.vectors(block);
     for (index_t row = 0; row == 0 || row < V.rows; row += kSumBlock) {
       const index_t rows = std::min(kSumBlock, V.rows - row);
@@ -95,27 +94,33 @@ class BlockFactor {
       } else if (!widen(V.at<T>(row, 0), V.row_step, V.column_step, rows, count)) {
         pack_columns(V.by_rows<double>(), row, rows, 0, count, chunk_);
       }
-      multiply(chunk_, count, chunk_, count, rows, Part::kUpper, Team(), StorePanels<double>{gram_, row > 0, 1.0});
+      multiply(chunk_, count, chunk_, count, rows, Part::kUpper, team, StorePanels<double>{gram, row > 0, 1.0});
     }
+  }
+  // Where one member has the block to itself; with the width that belongs to the block.
+  Panels<double> own_gram(index_t count) const { return {gram_, kReflectorBlock, panel_width<double>(count)}; }
+
+  // `tau`: null for 2 / ||v||^2.
+  void finish(const Panels<double>& gram, index_t first, index_t count, const Rows<double>* tau) {
     for (index_t j = 0; j < count; ++j) {
-      const double square = *gram_.at(j, j);
+      const double square = *gram.at(j, j);
       lengths_[j] = square == 0 ? 1 : std::sqrt(square);
       double given;
       scales_[j] = tau ? *tau->read(0, first + j, 1, &given) * lengths_[j] * lengths_[j] : square == 0 ? 0 : 2;
       scales_[j] += 0 * scales_[j];  // infinity becomes NaN
     }
-    invert(count);
+    invert(gram, count, tau != nullptr);
   }
 
   // Rows of a left operand: entry (l, j) is that of (I + U D)^-1, or of (I + D U)^-T, in row j and column l, over
   // ||v_l||; then come tau ||v||^2 and 1 / ||v||.
   template <class T>
   void write(bool lower, index_t count, index_t width, T* to) const {
+    const double* left = symmetric_ ? right_ : left_;
     for (index_t l = 0; l < count; ++l, to += width + 2) {
       const double inverse = 1 / lengths_[l];
       for (index_t j = 0; j < width; ++j) {
-        const bool present = j < count && (lower ? j >= l : j <= l);
-        const double entry = !present ? 0 : lower ? left_[j * kReflectorBlock + l] : right_[l * kReflectorBlock + j];
+        const double entry = lower ? left[j * kReflectorBlock + l] : right_[l * kReflectorBlock + j];
         to[j] = static_cast<T>(entry * inverse);
       }
       to[width] = static_cast<T>(scales_[l]);
@@ -141,37 +146,45 @@ class BlockFactor {
   bool widen(const double*, index_t, index_t, index_t, index_t) const { return false; }
 
   // Columns of right = (I + U D)^-1 and left = (I + D U)^-1, one after the other: the equation of column j says that
-  // its entries above the diagonal are -right[:j, :j] U[:j, j] D_j and -left[:j, :j] D[:j] U[:j, j].
-  void invert(index_t count) {
+  // its entries above the diagonal are -right[:j, :j] U[:j, j] D_j and -left[:j, :j] D[:j] U[:j, j]. Where D is 2, but
+  // for reflectors of zeros, the two are one matrix. Columns are whole vectors, with zeros below the diagonal.
+  void invert(const Panels<double>& gram, index_t count, bool free) {
+    symmetric_ = !free;
+    double inverses[kReflectorBlock];
+    for (index_t j = 0; j < count; ++j) inverses[j] = 1 / lengths_[j];
+    std::fill_n(right_, kReflectorBlock * kReflectorBlock, 0.0);
+    if (free) std::fill_n(left_, kReflectorBlock * kReflectorBlock, 0.0);
     for (index_t j = 0; j < count; ++j) {
       double* right = right_ + j * kReflectorBlock;
       double* left = left_ + j * kReflectorBlock;
-      std::fill_n(right, j, 0.0);
-      std::fill_n(left, j, 0.0);
-      right[j] = left[j] = 1;
       for (index_t l = 0; l < j; ++l) {
-        const double overlap = *gram_.at(l, j) / (lengths_[l] * lengths_[j]);
-        const double of_right = -overlap * scales_[j], of_left = -overlap * scales_[l];
-        const double* right_column = right_ + l * kReflectorBlock;
-        const double* left_column = left_ + l * kReflectorBlock;
-        for (index_t i = 0; i <= l; ++i) right[i] += of_right * right_column[i];
-        for (index_t i = 0; i <= l; ++i) left[i] += of_left * left_column[i];
+        const double overlap = *gram.at(l, j) * inverses[l] * inverses[j];
+        add_column(right_ + l * kReflectorBlock, -overlap * scales_[j], l + 1, right);
+        if (free) add_column(left_ + l * kReflectorBlock, -overlap * scales_[l], l + 1, left);
       }
+      right[j] = 1;
+      if (free) left[j] = 1;
     }
   }
+  static void add_column(const double* from, double factor, index_t entries, double* to) {
+    constexpr index_t lanes = kLanes<double>;
+    for (index_t i = 0; i < entries; i += lanes) store(to + i, load(to + i) + factor * load(from + i));
+  }
 
-  Panels<double> chunk_, gram_;
+  Panels<double> chunk_;
+  double* gram_;
   double *lengths_, *scales_;
   double *right_, *left_;
+  bool symmetric_ = false;
 };
 
 // One strip of at most a panel's width of columns, of one member of a team.
 template <class T>
 class Strip {
  public:
-  Strip(const Reflectors<T>& reflectors, index_t columns, Workspace& workspace)
+  Strip(const Reflectors<T>& reflectors, index_t width, Workspace& workspace)
       : reflectors_(reflectors),
-        width_(panel_width<T>(columns)),
+        width_(width),
         data_(workspace.take<T>(reflectors.depth() * width_)),
         products_(workspace.take<T>(reflectors.width() * width_)),
         moves_(workspace.take<T>(reflectors.width() * width_)) {}

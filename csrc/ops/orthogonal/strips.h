@@ -85,19 +85,26 @@ inline void copy_padded(const T* from, index_t count, T* to) {
 // Rows of the usual lengths in loops without a branch.
 template <class T>
 inline void copy_rows(const T* from, index_t step, index_t rows, index_t count, T* to, index_t width) {
-  constexpr index_t half = kLanes<T> / 2;
-  const index_t whole = count / kLanes<T> * kLanes<T>;
-  for (index_t c = 0; c < whole; c += kLanes<T>) {
-    for (index_t i = 0; i < rows; ++i) store(to + i * width + c, load(from + i * step + c));
+  constexpr index_t lanes = kLanes<T>, half = lanes / 2;
+  const index_t whole = count / lanes;
+  if (whole > 0) {
+    with_vectors<T>(whole, [&](auto vectors) {
+      for (index_t i = 0; i < rows; ++i) {
+        for (int v = 0; v < vectors.value; ++v) store(to + i * width + v * lanes, load(from + i * step + v * lanes));
+      }
+    });
   }
-  if (count - whole == half) {
+  const index_t rest = count - whole * lanes;
+  from += whole * lanes;
+  to += whole * lanes;
+  if (rest == half) {
     for (index_t i = 0; i < rows; ++i) {
       Vec<T> v{};
-      std::memcpy(&v, from + i * step + whole, half * sizeof(T));
-      store(to + i * width + whole, v);
+      std::memcpy(&v, from + i * step, half * sizeof(T));
+      store(to + i * width, v);
     }
-  } else if (count > whole) {
-    for (index_t i = 0; i < rows; ++i) copy_padded(from + i * step + whole, count - whole, to + i * width + whole);
+  } else if (rest > 0) {
+    for (index_t i = 0; i < rows; ++i) copy_padded(from + i * step, rest, to + i * width);
   }
 }
 
