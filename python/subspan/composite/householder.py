@@ -45,7 +45,8 @@ class _Chain:
         else:
             upper = one + self.overlaps * self.tau[..., None, :]
             solution = solve_triangular(upper, products, upper=True, unitriangular=True)
-        return solution + 0 * solution
+        finite: Tensor = solution + 0 * solution
+        return finite
 
     def scaled(self, solution: Tensor) -> Tensor:
         return (self.tau[..., :, None] * solution).to(self.V.dtype)

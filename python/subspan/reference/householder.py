@@ -15,6 +15,11 @@ def _double(array: ArrayLike) -> Array:
     return np.asarray(array, dtype=np.float64)
 
 
+def _columns(V: ArrayLike, layout: str) -> Array:
+    vectors = _double(V)
+    return vectors.swapaxes(-1, -2) if layout == "rows" else vectors
+
+
 def reflect(v: Array, tau: Array, X: Array) -> Array:
     """(I - tau v v^T) X."""
     result: Array = X - tau[..., None, None] * v[..., :, None] * (v[..., None, :] @ X)
@@ -38,20 +43,17 @@ def householder_apply(
     layout: str = "columns",
 ) -> Array:
     """Q X = H_1 (H_2 ... (H_k X)); Q^T X takes the reflectors in the other order, and X Q is (Q^T X^T)^T."""
-    V, X = _double(V), _double(X)
-    if layout == "rows":
-        V = V.swapaxes(-1, -2)
+    vectors, result = _columns(V, layout), _double(X)
     if side == "right":
-        X, transpose = X.swapaxes(-1, -2), not transpose
-    scales = taus(V) if tau is None else _double(tau)
-    count = V.shape[-1]
-    batch = np.broadcast_shapes(V.shape[:-2], X.shape[:-2], scales.shape[:-1])
-    V = np.broadcast_to(V, (*batch, *V.shape[-2:]))
-    X = np.broadcast_to(X, (*batch, *X.shape[-2:]))
-    for j in range(count) if transpose else reversed(range(count)):
-        X = reflect(V[..., j], scales[..., j], X)
-    X = X + 0
-    return X.swapaxes(-1, -2) if side == "right" else X
+        result, transpose = result.swapaxes(-1, -2), not transpose
+    scales = taus(vectors) if tau is None else _double(tau)
+    batch = np.broadcast_shapes(vectors.shape[:-2], result.shape[:-2], scales.shape[:-1])
+    result = np.broadcast_to(result, (*batch, *result.shape[-2:]))
+    order = range(vectors.shape[-1])
+    for j in order if transpose else reversed(order):
+        result = reflect(vectors[..., j], scales[..., j], result)
+    result = result + 0
+    return result.swapaxes(-1, -2) if side == "right" else result
 
 
 def householder_product(
@@ -63,11 +65,9 @@ def householder_product(
     layout: str = "columns",
 ) -> Array:
     """The first columns of Q; with `lapack` the vectors are unit lower triangular and what lies above is not read."""
-    V = _double(V)
-    if layout == "rows":
-        V = V.swapaxes(-1, -2)
-    length, count = V.shape[-2:]
+    vectors = _columns(V, layout)
+    length, count = vectors.shape[-2:]
     if lapack:
-        V = np.tril(V, -1) + np.eye(length, count)
-    Q = householder_apply(V, np.eye(length, min(length, count) if columns is None else columns), tau)
+        vectors = np.tril(vectors, -1) + np.eye(length, count)
+    Q = householder_apply(vectors, np.eye(length, min(length, count) if columns is None else columns), tau)
     return Q.swapaxes(-1, -2) if layout == "rows" else Q
