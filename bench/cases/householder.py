@@ -19,7 +19,6 @@ from baselines import householder as baseline
 from harness.case import PEER, PLAIN, SUBSPAN, Bar, Case, Variant
 
 from .coding_rate import FLOAT
-from .crate import weighted
 
 
 def _normal(*shapes: tuple[int, ...]):
@@ -28,6 +27,26 @@ def _normal(*shapes: tuple[int, ...]):
         return tuple(torch.randn(*shape, generator=generator).to(device) for shape in shapes)
 
     return make
+
+
+def _weights(result: Tensor) -> Tensor:
+    return torch.linspace(0.5, 1.5, result.shape[-1], dtype=result.dtype, device=result.device)
+
+
+def weighted(function):
+    """With an upstream gradient of its own for every column."""
+
+    def call(*inputs: Tensor) -> Tensor:
+        result = function(*inputs)
+        return result * _weights(result)
+
+    return call
+
+
+def orthogonality(value: Tensor) -> str:
+    Q = (value / _weights(value)).double()
+    gram = Q.mT @ Q
+    return f"max|QᵀQ-I| {(gram - torch.eye(Q.shape[-1], dtype=Q.dtype, device=Q.device)).abs().max():.1e}"
 
 
 def product(batch: int, m: int, k: int, bars: tuple[Bar, ...], peer: bool) -> Case:
@@ -48,6 +67,7 @@ def product(batch: int, m: int, k: int, bars: tuple[Bar, ...], peer: bool) -> Ca
         reference=weighted(partial(baseline.wy_product, columns=k)),
         flops=batch * (2 * m * k * k + m * k * k + 6 * m * k * k),
         bytes=5 * FLOAT * batch * m * k,
+        quality=orthogonality,
         bars=bars,
         source="spec, cases 4 and 6",
     )
@@ -72,6 +92,7 @@ def lapack(batch: int, m: int, k: int, timed: int) -> Case:
         reference=weighted(lambda A: baseline.wy_product(baseline.unit_triangular(A), k)),
         flops=batch * (2 * m * k * k + m * k * k + 6 * m * k * k),
         bytes=5 * FLOAT * batch * m * k,
+        quality=orthogonality,
         bars=(Bar(PEER, 100),),
         source="spec, case 4",
     )

@@ -43,7 +43,7 @@ void apply_item(const HouseholderArrays& in, const MatrixView& result, index_t i
     for (index_t first = team.rank() * strip.width(); first < in.columns; first += team.size() * strip.width()) {
       const index_t count = std::min(strip.width(), in.columns - first);
       if (in.X) {
-        strip.load(MatrixView(*in.X, item, parameters.right), first, count);
+        strip.load(MatrixView(*in.X, item, parameters.right), first, count, strip.reads_only(&result));
       } else {
         strip.load_identity(first, count);
       }

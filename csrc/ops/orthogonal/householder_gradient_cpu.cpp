@@ -226,7 +226,7 @@ void gradient_item(const HouseholderArrays& in, const T* coefficients, const T* 
     Strip<T> strip = strips[static_cast<std::size_t>(team.rank())];
     for (index_t first = team.rank() * strip.width(); first < in.columns; first += team.size() * strip.width()) {
       const index_t count = std::min(strip.width(), in.columns - first);
-      strip.load(G, first, count);
+      strip.load(G, first, count, strip.reads_only(gradients.X ? &d_X : nullptr));
       strip.walk(factors, !transposed, own + first, in.columns, gradients.X ? &d_X : nullptr, first,
                  coefficients + first);
     }

@@ -191,17 +191,29 @@ class Strip {
 
   index_t width() const { return width_; }
 
-  void load(const MatrixView& from, index_t first, index_t count) {
+  // `reads_only`: nothing is to be written back into the strip, so that a matrix of few rows is read where it lies.
+  void load(const MatrixView& from, index_t first, index_t count, bool reads_only) {
     count_ = count;
     identity_ = -1;
+    source_ = data_, source_step_ = width_;
+    if (reads_only && from.native<T>() && from.column_step == 1 && count % kLanes<T> == 0 &&
+        from.rows <= kRowsInPlace) {
+      source_ = from.at<T>(0, first), source_step_ = from.row_step;
+      return;
+    }
     load_strip(from, 0, reflectors_.length(), first, count, data_, width_, false);
     clear_rest();
+  }
+  // Whether walk(..., result, ...) does not write into the strip.
+  bool reads_only(const MatrixView* result) const {
+    return reflectors_.blocks() == 1 && (!result || result->column_step == 1);
   }
 
   // Columns of the identity. They are written out only where more than one block needs them.
   void load_identity(index_t first, index_t count) {
     count_ = count;
     identity_ = first;
+    source_ = data_, source_step_ = width_;
     if (reflectors_.blocks() != 1) write_identity();
   }
 
@@ -267,7 +279,8 @@ class Strip {
         with_vectors<T>(vectors(), [&](auto v) {
           Vec<T> sums[kTileRows][v.value];
           multiply_strided_tile<v.value>(reflectors_.at(row, first + j), reflectors_.reflector_step(),
-                                         reflectors_.row_step(), data_ + row * width_, width_, rows, sums);
+                                         reflectors_.row_step(), source_ + row * source_step_, source_step_, rows,
+                                         sums);
           finish(j, 0, sums);
         });
       }
@@ -317,8 +330,8 @@ class Strip {
 
   // The last move, straight into the result where its rows are contiguous.
   struct StoreResult {
-    const T* data;  // null: columns of the identity, the first with its one in row `identity`
-    index_t width, count, identity;
+    const T* data;                   // null: columns of the identity, the first with its one in row `identity`
+    index_t width, count, identity;  // width: step of the data's rows
     T* to;
     index_t step, rows;
 
@@ -341,8 +354,8 @@ class Strip {
     const bool identity = identity_ >= 0 && reflectors_.blocks() == 1;
     if (result.column_step == 1) {
       move(first, count,
-           StoreResult{identity ? nullptr : data_, width_, count_, identity_, result.at<T>(0, column), result.row_step,
-                       reflectors_.length()});
+           StoreResult{identity ? nullptr : source_, source_step_, count_, identity_, result.at<T>(0, column),
+                       result.row_step, reflectors_.length()});
       return;
     }
     if (identity) write_identity();
@@ -351,7 +364,10 @@ class Strip {
   }
 
   const Reflectors<T>& reflectors_;
+  static constexpr index_t kRowsInPlace = 512;  // with more, lines that are far apart drop out of the cache
   index_t width_, count_ = 0, identity_ = -1;
+  const T* source_ = nullptr;
+  index_t source_step_ = 0;
   T *data_, *products_, *moves_;
 };
 
