@@ -13,6 +13,7 @@ import coding_rate_rows
 import covariance_rows
 import crate_rows
 import grassmann_rows
+import householder_rows
 import logits_rows
 import membership_rows
 import newton_schulz_rows
@@ -34,6 +35,7 @@ OPS = [
     *newton_schulz_rows.ROWS,
     *skew_rows.ROWS,
     *stiefel_rows.ROWS,
+    *householder_rows.ROWS,
 ]
 
 every_op = pytest.mark.parametrize("op", OPS, ids=lambda op: op.title)

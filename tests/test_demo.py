@@ -217,6 +217,7 @@ LINES = {
         "largest error",
         "differ by",
     ),
+    "householder": (*TRAINING, "final training loss", "test accuracy", "not orthonormal", "largest difference"),
 }
 
 

@@ -10,6 +10,7 @@ from .ops.flags import flag_distance, nested_overlap
 from .ops.grassmann import grassmann_exp, grassmann_transport
 from .ops.grassmann_means import flag_mean, grassmann_log, karcher_mean
 from .ops.newton_schulz import newton_schulz
+from .ops.householder import householder_apply, householder_product, householder_vectors
 from .ops.pairwise_similarity import (
     pairwise_cca,
     pairwise_linear_cka,
@@ -49,6 +50,9 @@ __all__ = [
     "grassmann_log",
     "grassmann_transport",
     "inverse_retract",
+    "householder_apply",
+    "householder_product",
+    "householder_vectors",
     "ista",
     "karcher_mean",
     "linear_cka",

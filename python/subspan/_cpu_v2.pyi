@@ -167,3 +167,63 @@ def cayley_gradient(W: Any, G: Any, d_A: Any, threads: int, /) -> None: ...
 def skew_expm(A: Any, Q: Any, threads: int, /) -> None: ...
 def skew_expm_gradient(A: Any, Q: Any, G: Any, d_A: Any, threads: int, /) -> None: ...
 def stiefel_retract(X: Any, V: Any, result: Any, method: int, rows: bool, threads: int, /) -> None: ...
+def householder_apply(
+    V: Any,
+    X: Any,
+    tau: Any | None,
+    result: Any,
+    coefficients: Any | None,
+    factors: Any | None,
+    transpose: bool,
+    right: bool,
+    rows: bool,
+    threads: int,
+    /,
+) -> None: ...
+def householder_product(
+    V: Any,
+    tau: Any | None,
+    result: Any,
+    coefficients: Any | None,
+    factors: Any | None,
+    columns: int,
+    rows: bool,
+    lapack: bool,
+    threads: int,
+    /,
+) -> None: ...
+def householder_apply_gradient(
+    V: Any,
+    X: Any,
+    tau: Any | None,
+    coefficients: Any,
+    factors: Any,
+    upstream: Any,
+    d_V: Any,
+    d_X: Any,
+    d_tau: Any | None,
+    transpose: bool,
+    right: bool,
+    rows: bool,
+    wants_V: bool,
+    wants_X: bool,
+    wants_tau: bool,
+    threads: int,
+    /,
+) -> None: ...
+def householder_product_gradient(
+    V: Any,
+    tau: Any | None,
+    coefficients: Any,
+    factors: Any,
+    upstream: Any,
+    d_V: Any,
+    d_tau: Any | None,
+    columns: int,
+    rows: bool,
+    lapack: bool,
+    wants_V: bool,
+    wants_tau: bool,
+    threads: int,
+    /,
+) -> None: ...

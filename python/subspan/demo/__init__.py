@@ -1,1 +1,1 @@
-"""`python -m subspan.demo`: five studies of handwritten digits, each against the code in use today."""
+"""`python -m subspan.demo`: six studies of handwritten digits, each against the code in use today."""

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 EXTRAS = {"torch": "torch", "sklearn": "scikit-learn", "matplotlib": "matplotlib"}
-STUDIES = ("mcr2", "mlc", "crate", "grassmann", "similarity")
+STUDIES = ("mcr2", "mlc", "crate", "grassmann", "similarity", "householder")
 PICTURE_TYPES = (".png", ".pdf", ".svg")
 
 
@@ -18,7 +18,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--study",
         choices=STUDIES,
         help="mcr2: a representation from labels; mlc: clusters without labels; crate: a white-box transformer; "
-        "grassmann: classes as subspaces; similarity: the layers of two networks (default: all five)",
+        "grassmann: classes as subspaces; similarity: the layers of two networks; householder: a projector with "
+        "orthonormal factors (default: all six)",
     )
     parser.add_argument("--steps", type=int, help="optimiser steps of each training (default: the study's own)")
     parser.add_argument("--seed", type=int, default=0, help="of split, weights and batches (default: 0)")
@@ -61,9 +62,9 @@ def main(arguments: list[str] | None = None) -> int:
     import torch
 
     from subspan import info
-    from subspan.demo import crate, digits, grassmann, mcr2, mlc, report, similarity
+    from subspan.demo import crate, digits, grassmann, householder, mcr2, mlc, report, similarity
 
-    modules = dict(zip(STUDIES, (mcr2, mlc, crate, grassmann, similarity), strict=True))
+    modules = dict(zip(STUDIES, (mcr2, mlc, crate, grassmann, similarity, householder), strict=True))
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     print(f"{info.one_line()}, {torch.get_num_threads()} threads\n")

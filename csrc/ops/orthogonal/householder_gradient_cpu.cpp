@@ -1,0 +1,260 @@
+#include "core/dispatch.h"
+#include "ops/orthogonal/householder_items.h"
+
+namespace subspan {
+namespace {
+
+// A row tile of a left operand in memory, or a copy of it where a tile cannot be read in place.
+template <class T>
+struct LeftTile {
+  const T* data;
+  index_t entry, step;
+};
+
+template <class T>
+LeftTile<T> left_tile(const MatrixView& from, index_t row, index_t first, index_t depth, T* copy) {
+  if (from.native<T>() && row + kTileRows <= from.rows) {
+    return {from.at<T>(row, first), from.row_step, from.column_step};
+  }
+  for (index_t i = 0; i < kTileRows; ++i) {
+    T* to = copy + i * kSumBlock;
+    if (row + i >= from.rows) {
+      std::fill_n(to, depth, T(0));
+      continue;
+    }
+    const T* in = from.by_rows<T>().read(row + i, first, depth, to);
+    if (in != to) std::copy_n(in, depth, to);
+  }
+  return {copy, kSumBlock, 1};
+}
+
+// d_V = -G P^T - X R^T + V C as one product [G X V] [-P -R C]^T, whose right operand is packed once. All of its blocks
+// are those of the whole chain: what the walk through the blocks gives is P and R of the whole.
+template <class T>
+class VectorGradient {
+ public:
+  VectorGradient(const HouseholderArrays& in, const MatrixView& upstream, const Reflectors<T>& reflectors, index_t item,
+                 const HouseholderParameters& parameters, int threads, Workspace& workspace)
+      : upstream_(upstream),
+        reflectors_(reflectors),
+        columns_(in.columns),
+        count_(reflectors.count()),
+        free_(in.tau != nullptr),
+        lower_(parameters.transpose != parameters.right),
+        identity_(in.X == nullptr),
+        width_(panel_width<T>(count_)),
+        right_{workspace.take<T>(panel_elements<T>(2 * columns_ + count_, count_)), 2 * columns_ + count_, width_},
+        overlap_{workspace.take<T>(panel_elements<T>(round_up(count_, kTileRows), count_)), round_up(count_, kTileRows),
+                 width_},
+        scales_(workspace.take<T>(count_)),
+        inverses_(workspace.take<T>(round_up(count_, width_))),
+        sums_(workspace.take<T>(threads * panel_elements<T>(kRows, count_))),
+        copies_(workspace.take<T>(threads * kRows * kSumBlock)) {
+    if (in.X) input_.emplace_back(*in.X, item, parameters.right);
+  }
+
+  // Of every reflector: -tau ||v||^2 and 1 / ||v||.
+  void set_scales(const T* factors) {
+    std::fill_n(inverses_, round_up(count_, width_), T(0));
+    for (index_t j = 0; j < count_; ++j, factors += reflectors_.factor_step()) {
+      scales_[j] = -factors[reflectors_.width()];
+      inverses_[j] = factors[reflectors_.width() + 1];
+    }
+  }
+
+  void run(const T* coefficients, const T* own_coefficients, const MatrixView& result, Team team) const {
+    const Rows<T> of_input = Rows<T>(coefficients, own_type(), columns_, 1).scaled(scales_);
+    const Rows<T> of_upstream = Rows<T>(own_coefficients, own_type(), columns_, 1).scaled(scales_);
+    each_panel(team, [&](index_t first, index_t size) {
+      pack_rows(of_input, first, size, 0, columns_, panel(0, first));
+      pack_rows(of_upstream, first, size, 0, columns_, panel(columns_, first));
+    });
+    team.barrier();
+    multiply_coefficients(team);
+    team.barrier();
+    each_panel(team, [&](index_t first, index_t size) { set_symmetric(first, size); });
+    team.barrier();
+    const index_t blocks = (reflectors_.length() + kRows - 1) / kRows;
+    for (index_t block = team.rank(); block < blocks; block += team.size()) {
+      const index_t row = block * kRows, rows = std::min(kRows, reflectors_.length() - row);
+      const Panels<T> sums{sums_ + team.rank() * panel_elements<T>(kRows, count_), kRows, width_};
+      T* copies = copies_ + team.rank() * kRows * kSumBlock;
+      add_products(upstream_, row, rows, 0, true, sums, copies);
+      if (!identity_) add_products(input_[0], row, rows, columns_, false, sums, copies);
+      add_vectors(row, rows, sums, copies);
+      finish(sums, row, rows, result);
+    }
+  }
+
+ private:
+  static constexpr index_t kRows = 48;  // of the left operands at a time: their block stays in the first-level cache
+  static_assert(kRows % kTileRows == 0, "whole tiles");
+  static constexpr DType own_type() { return sizeof(T) == 4 ? DType::f32 : DType::f64; }
+
+  Panels<T> panel(index_t row, index_t first) const {
+    return {right_.panel(first / width_) + row * width_, right_.depth, width_};
+  }
+
+  template <class Body>
+  void each_panel(Team team, Body&& body) const {
+    for (index_t first = team.rank() * width_; first < count_; first += team.size() * width_) {
+      body(first, std::min(width_, count_ - first));
+    }
+  }
+
+  // The upper triangle of R P^T, of P R^T for Q^T.
+  void multiply_coefficients(Team team) const {
+    const index_t left_row = lower_ ? 0 : columns_, right_row = lower_ ? columns_ : 0;
+    for (index_t k = 0; k == 0 || k < columns_; k += kSumBlock) {
+      const Panels<T> left{right_.data + (left_row + k) * width_, right_.depth, width_};
+      const Panels<T> right{right_.data + (right_row + k) * width_, right_.depth, width_};
+      multiply(left, count_, right, count_, std::min(kSumBlock, columns_ - k), Part::kUpper, team,
+               StorePanels<T>{overlap_, k > 0, T(1)});
+    }
+  }
+
+  // Rows of C over ||v|| of the row, for one panel of columns.
+  void set_symmetric(index_t first, index_t size) const {
+    const Panels<T> to = panel(2 * columns_, first);
+    for (index_t i = 0; i < count_; ++i) {
+      T* row = to.data + i * width_;
+      const T inverse = inverses_[i];
+      for (index_t j = first; j < first + size; ++j) {
+        const T entry = i == j && free_ ? T(0) : i <= j ? *overlap_.at(i, j) : *overlap_.at(j, i);
+        row[j - first] = entry * inverse;
+      }
+      std::fill(row + size, row + width_, T(0));
+    }
+  }
+
+  void add_vectors(index_t row, index_t rows, const Panels<T>& sums, T* copies) const {
+    if (!reflectors_.lapack()) return add_products(reflectors_.given(), row, rows, 2 * columns_, false, sums, copies);
+    for (index_t block = 0; block < reflectors_.blocks(); ++block) {
+      const index_t right_row = 2 * columns_ + block * reflectors_.width();
+      add_products(reflectors_.vectors(block), row, rows, right_row, false, sums, copies);
+    }
+  }
+
+  void add_products(const MatrixView& left, index_t row, index_t rows, index_t right_row, bool fresh,
+                    const Panels<T>& sums, T* copies) const {
+    for (index_t k = 0; (fresh && k == 0) || k < left.columns; k += kSumBlock) {
+      const index_t depth = std::min(kSumBlock, left.columns - k);
+      const index_t tiles = (rows + kTileRows - 1) / kTileRows;
+      LeftTile<T> tile[kRows / kTileRows];
+      for (index_t t = 0; t < tiles; ++t) {
+        tile[t] = left_tile(left, row + t * kTileRows, k, depth, copies + t * kTileRows * kSumBlock);
+      }
+      const StorePanels<T> store_sums{sums, !(fresh && k == 0), T(1)};
+      for (index_t first = 0; first < count_; first += width_) {
+        const T* right = panel(right_row + k, first).data;
+        for (index_t t = 0; t < tiles; ++t) {
+          with_vectors<T>((std::min(width_, count_ - first) + kLanes<T> - 1) / kLanes<T>, [&](auto v) {
+            Vec<T> products[kTileRows][v.value];
+            multiply_strided_tile<v.value>(tile[t].data, tile[t].entry, tile[t].step, right, width_, depth, products);
+            store_sums(t * kTileRows, first, products);
+          });
+        }
+      }
+    }
+  }
+
+  // X R^T for X the identity are rows of -R; then every column is divided by the length of its reflector. The ones and
+  // zeros of LAPACK's vectors are constants.
+  void finish(const Panels<T>& sums, index_t row, index_t rows, const MatrixView& result) const {
+    for (index_t first = 0; first < count_; first += width_) {
+      const index_t size = std::min(width_, count_ - first);
+      T* own = sums.panel(first / width_);
+      const T* added = panel(columns_, first).data + row * width_;
+      const index_t with_one = identity_ ? std::clamp<index_t>(columns_ - row, 0, rows) : 0;
+      for (index_t i = 0; i < with_one * width_; i += kLanes<T>) store(own + i, load(own + i) + load(added + i));
+      for (index_t j = 0; j < width_; j += kLanes<T>) {
+        const Vec<T> inverse = load(inverses_ + first + j);
+        for (index_t i = 0; i < rows; ++i) store(own + i * width_ + j, load(own + i * width_ + j) * inverse);
+      }
+      if (reflectors_.lapack()) {
+        for (index_t i = 0; i < rows; ++i) {
+          const index_t below = std::clamp<index_t>(row + i - first, 0, size);
+          std::fill_n(own + i * width_ + below, size - below, T(0));
+        }
+      }
+      store_strip(own, width_, result, row, rows, first, size);
+    }
+  }
+
+  MatrixView upstream_;
+  std::vector<MatrixView> input_;  // none: the identity
+  const Reflectors<T>& reflectors_;
+  index_t columns_, count_;
+  bool free_, lower_, identity_;
+  index_t width_;
+  Panels<T> right_, overlap_;
+  T *scales_, *inverses_, *sums_, *copies_;
+};
+
+// -<a_j, w_j> ||v_j||^2 of coefficients that were divided by ||v_j||.
+template <class T>
+void set_tau_gradient(const Reflectors<T>& reflectors, const T* factors, const T* a, const T* w, index_t columns,
+                      T* result) {
+  for (index_t j = 0; j < reflectors.count(); ++j) {
+    double sum = 0;
+    for (index_t c = 0; c < columns; ++c) {
+      sum += static_cast<double>(a[j * columns + c]) * static_cast<double>(w[j * columns + c]);
+    }
+    const double inverse = factors[j * reflectors.factor_step() + reflectors.width() + 1];
+    result[j] = static_cast<T>(-sum / (inverse * inverse));
+  }
+}
+
+template <class T>
+void gradient_item(const HouseholderArrays& in, const T* coefficients, const T* factors, const TensorView& upstream,
+                   const HouseholderGradients& gradients, index_t item, const HouseholderParameters& parameters,
+                   int threads) {
+  Workspace workspace;
+  const bool swapped = in.X ? parameters.right : parameters.rows;
+  const bool transposed = parameters.transpose != parameters.right;
+  const MatrixView G(upstream, item, swapped);
+  const MatrixView d_X = gradients.X ? MatrixView(*gradients.X, item, swapped) : G;
+  const Reflectors<T> reflectors(MatrixView(in.V, item, parameters.rows), parameters.lapack, workspace);
+  const std::vector<Strip<T>> strips = make_strips(reflectors, in.columns, threads, workspace);
+  T* own = workspace.take<T>(reflectors.count() * in.columns);
+  std::vector<VectorGradient<T>> of_vectors;
+  if (gradients.V) of_vectors.emplace_back(in, G, reflectors, item, parameters, threads, workspace);
+  if (gradients.V) of_vectors[0].set_scales(factors);
+  parallel_team(threads, [&](Team team) {
+    reflectors.pack(team);
+    team.barrier();
+    Strip<T> strip = strips[static_cast<std::size_t>(team.rank())];
+    for (index_t first = team.rank() * strip.width(); first < in.columns; first += team.size() * strip.width()) {
+      const index_t count = std::min(strip.width(), in.columns - first);
+      strip.load(G, first, count, strip.reads_only(gradients.X ? &d_X : nullptr));
+      strip.walk(factors, !transposed, own + first, in.columns, gradients.X ? &d_X : nullptr, first,
+                 coefficients + first);
+    }
+    team.barrier();
+    if (gradients.tau && team.rank() == 0) {
+      set_tau_gradient(reflectors, factors, own, coefficients, in.columns,
+                       gradients.tau->template ptr<T>() + item * reflectors.count());
+    }
+    if (gradients.V) of_vectors[0].run(coefficients, own, MatrixView(*gradients.V, item, parameters.rows), team);
+  });
+}
+
+}  // namespace
+
+void householder_gradient_cpu(const HouseholderArrays& in, const TensorView& coefficients, const TensorView& factors,
+                              const TensorView& upstream, const HouseholderGradients& gradients,
+                              const HouseholderParameters& parameters, int threads) {
+  dispatch_float(coefficients.dtype, "householder_apply", [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    const index_t count = in.V.size(parameters.rows ? -2 : -1), length = in.V.size(parameters.rows ? -1 : -2);
+    const double flops =
+        static_cast<double>(length * count) * static_cast<double>(8 * in.columns + 2 * count + reflector_block(count));
+    each_item(batch_count(in.V, 2), flops, threads, [&](index_t item, int team_size) {
+      gradient_item<T>(in, coefficients.ptr<T>() + item * count * in.columns,
+                       factors.ptr<T>() + item * count * (reflector_block(count) + 2), upstream, gradients, item,
+                       parameters, team_size);
+    });
+  });
+}
+
+}  // namespace subspan
