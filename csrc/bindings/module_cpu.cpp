@@ -30,6 +30,7 @@ PYBIND11_MODULE(SUBSPAN_MODULE_NAME, m, pybind11::mod_gil_not_used()) {
   bind_angles_cpu(m);
   bind_coding_rate_cpu(m);
   bind_dense_cpu(m);
+  bind_orthogonal_cpu(m);
 #ifdef SUBSPAN_SANITIZE
   m.def("sanitizer_selftest", &sanitizer_selftest);
 #endif

@@ -1,0 +1,177 @@
+// The polar factors R = U H of small square matrices, U orthogonal and H symmetric positive semidefinite.
+//   Few columns: singular values and vectors by Jacobi's method, several matrices side by side in SIMD lanes.
+//   More: the dynamically weighted iteration of Halley (Nakatsukasa, Bai, Gygi 2010),
+//     X <- (b/c) X + (a - b/c) X (I + c X^T X)^-1,
+//   whose weights follow from a lower bound of the singular values of X. Its Cholesky factors lose c units of rounding,
+//   hence ill-conditioned matrices go to Jacobi's method.
+#pragma once
+#include "core/small_matrix/complete_basis.h"
+#include "core/small_matrix/inverse.h"
+#include "core/small_matrix/interleave.h"
+#include "core/small_matrix/jacobi.h"
+#include "ops/orthogonal/frame_factor.h"
+
+namespace subspan {
+
+class PolarFactors {
+ public:
+  // `most_spread`: of FrameFactors; beyond, the iteration would not be accurate enough.
+  PolarFactors(index_t count, double most_spread, Workspace& workspace) : count_(count), most_spread_(most_spread) {
+    if (factored_in_lanes(count)) {
+      take_lanes(workspace);
+    } else {
+      factor_ = Factor<double>::take(count, workspace);
+      const auto panels = [&] {
+        return Panels<double>{workspace.take<double>(panel_elements<double>(factor_.lower.depth, count)),
+                              factor_.lower.depth, factor_.lower.width};
+      };
+      half_ = panels();
+      inverse_ = panels();
+      product_ = Dense::take(count, count, workspace);
+    }
+  }
+
+  // U and H of full rank R. `inverses`: R^-1.
+  void run(const Dense* R, const Dense* inverses, index_t together, double spread, const Dense* U, const Dense* H) {
+    if (factored_in_lanes(count_) || !(spread <= most_spread_)) {
+      Workspace workspace;
+      if (!factored_in_lanes(count_)) take_lanes(workspace);
+      decompose(R, together);
+      compose(together, U, H);
+    } else {
+      iterate(R[0], inverses[0], U[0], H[0]);
+    }
+  }
+
+  // U and H of any R. U is orthogonal; where R is singular it is one of several.
+  void run_any(const Dense& R, const Dense& U, const Dense& H) {
+    const index_t k = count_;
+    Workspace workspace;
+    if (!factored_in_lanes(count_)) take_lanes(workspace);
+    decompose(&R, 1);
+    double* basis = workspace.take<double>(k * k);
+    const double negligible = static_cast<double>(k) * std::numeric_limits<double>::epsilon() * values_[0][0];
+    index_t rank = 0;
+    while (rank < k && values_[rank][0] > negligible) ++rank;
+    for (index_t c = 0; c < rank; ++c) {
+      for (index_t r = 0; r < k; ++r) basis[r * k + c] = x_[c * k + r][0] / values_[c][0];
+    }
+    complete_basis(basis, k, index_t(1), k, rank, k);
+    for (index_t c = 0; c < k; ++c) {
+      for (index_t r = 0; r < k; ++r) x_[c * k + r] = broadcast(basis[r * k + c]);
+      reciprocals_[c] = broadcast(1.0);
+    }
+    compose(1, &U, &H);
+  }
+
+ private:
+  void take_lanes(Workspace& workspace) {
+    x_ = workspace.take<Vec<double>>(count_ * count_);
+    right_ = workspace.take<Vec<double>>(count_ * count_);
+    work_ = workspace.take<Vec<double>>(count_ * count_);
+    values_ = workspace.take<Vec<double>>(count_);
+    reciprocals_ = workspace.take<Vec<double>>(count_);
+  }
+
+  void decompose(const Dense* R, index_t together) {
+    detail::to_lanes(R, together, count_, false, x_, 1, count_);
+    power_ = scale_to_one<double>(x_, count_ * count_);
+    svd_interleaved<double>(x_, count_, count_, right_, values_);
+    for (index_t c = 0; c < count_; ++c) reciprocals_[c] = 1 / values_[c];
+  }
+
+  // U = X S^-1 V^T, H = V S V^T; columns of X and V are neighbours.
+  void compose(index_t together, const Dense* U, const Dense* H) {
+    const index_t k = count_;
+    product(x_, reciprocals_);
+    detail::from_lanes(work_, k, 1, together, k, false, U);
+    for (index_t c = 0; c < k; ++c) reciprocals_[c] = values_[c] * power_;
+    product(right_, reciprocals_);
+    detail::from_lanes(work_, k, 1, together, k, false, H);
+  }
+
+  // work = left diag(weights) V^T
+  void product(const Vec<double>* left, const Vec<double>* weights) {
+    const index_t k = count_;
+    for (index_t i = 0; i < k; ++i) {
+      for (index_t j = 0; j < k; ++j) work_[i * k + j] = Vec<double>{};
+      for (index_t c = 0; c < k; ++c) {
+        const Vec<double> factor = left[c * k + i] * weights[c];
+        for (index_t j = 0; j < k; ++j) work_[i * k + j] += factor * right_[c * k + j];
+      }
+    }
+  }
+
+  // The largest singular value, from below, by the power method: the weights need no more.
+  double norm_estimate(const Dense& A, double* x, double* y) const {
+    double norm = 0;
+    for (index_t j = 0; j < count_; ++j) x[j] = 1 + 0.37 * static_cast<double>(j % 5);
+    for (int step = 0; step < 8; ++step) {
+      double square = 0;
+      for (index_t j = 0; j < count_; ++j) square += x[j] * x[j];
+      std::fill_n(y, count_, 0.0);
+      double image = 0;
+      const double unit = 1 / std::sqrt(square);
+      for (index_t j = 0; j < count_; ++j) x[j] *= unit;
+      for (index_t i = 0; i < count_; ++i) {  // A is upper triangular
+        double sum = 0;
+        for (index_t j = i; j < count_; ++j) sum += A(i, j) * x[j];
+        image += sum * sum;
+        for (index_t j = i; j < count_; ++j) y[j] += A(i, j) * sum;
+      }
+      norm = std::sqrt(image);
+      std::swap(x, y);
+    }
+    return norm;
+  }
+
+  void iterate(const Dense& R, const Dense& inverse_of_R, const Dense& U, const Dense& H) {
+    const index_t k = count_;
+    Workspace workspace;
+    double *x = workspace.take<double>(k), *y = workspace.take<double>(k);
+    const double largest = 1.1 * norm_estimate(R, x, y), smallest = 0.9 / norm_estimate(inverse_of_R, x, y);
+    double bound = std::min(smallest / largest, 1.0);
+    for (index_t i = 0; i < k; ++i) {
+      for (index_t j = 0; j < U.step; ++j) U(i, j) = R(i, j) / largest;
+    }
+    for (int step = 0; step < 30; ++step) {
+      const double square = bound * bound;
+      const double d = std::cbrt(4 * std::max(1 - square, 0.0) / (square * square));
+      const double root = std::sqrt(1 + d);
+      const double a = root + 0.5 * std::sqrt(8 - 4 * d + 8 * (2 - square) / (square * root));
+      const double b = (a - 1) * (a - 1) / 4, c = a + b - 1;
+      dense_product(U.data, 1, U.step, U, k, k, true, Team(), StoreDense{product_, product_, 0, c});
+      for (index_t i = 0; i < k; ++i) {
+        product_(i, i) += 1;
+        for (index_t j = i; j < k; ++j) *factor_.lower.at(i, j) = product_(i, j);
+      }
+      PivotLog<double, double, Pivot::kPlain> log;
+      cholesky<Pivot::kPlain>(factor_, log);
+      inverse(factor_, half_, inverse_);
+      for (index_t i = 0; i < k; ++i) {
+        for (index_t j = 0; j < k; ++j) product_(i, j) = *inverse_.at(i, j);
+      }
+      // H is free until the end.
+      dense_product(U.data, U.step, 1, product_, k, k, false, Team(), StoreDense{H, U, b / c, a - b / c});
+      std::copy_n(H.data, Dense::elements(k, k), U.data);
+      const double reached = bound * (a + b * square) / (1 + c * square);
+      const bool settled = bound > 1 - 1e-5;  // its cube is below rounding
+      bound = std::min(reached, 1.0);
+      if (settled) break;
+    }
+    dense_product(U.data, 1, U.step, R, k, k, false, Team(), StoreDense{product_, product_, 0, 1});
+    for (index_t i = 0; i < k; ++i) {
+      for (index_t j = 0; j < k; ++j) H(i, j) = (product_(i, j) + product_(j, i)) / 2;
+    }
+  }
+
+  index_t count_;
+  double most_spread_;
+  Vec<double>*x_ = nullptr, *right_ = nullptr, *work_ = nullptr, *values_ = nullptr, *reciprocals_ = nullptr;
+  Vec<double> power_{};
+  Factor<double> factor_;
+  Panels<double> half_, inverse_;
+  Dense product_;
+};
+
+}  // namespace subspan
