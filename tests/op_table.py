@@ -15,6 +15,7 @@ import crate_rows
 import grassmann_rows
 import logits_rows
 import membership_rows
+import orthonormalize_rows
 import sinkhorn_rows
 import small_matrix_rows
 
@@ -28,6 +29,7 @@ OPS = [
     *small_matrix_rows.ROWS,
     *logits_rows.ROWS,
     *grassmann_rows.ROWS,
+    *orthonormalize_rows.ROWS,
 ]
 
 every_op = pytest.mark.parametrize("op", OPS, ids=lambda op: op.title)

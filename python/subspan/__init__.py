@@ -9,6 +9,7 @@ from .ops.difference_subspace import difference_subspace
 from .ops.flags import flag_distance, nested_overlap
 from .ops.grassmann import grassmann_exp, grassmann_transport
 from .ops.grassmann_means import flag_mean, grassmann_log, karcher_mean
+from .ops.orthonormalize import orthonormalize
 from .ops.pairwise_similarity import (
     pairwise_cca,
     pairwise_linear_cka,
@@ -48,6 +49,7 @@ __all__ = [
     "linear_cka",
     "logdet_gram",
     "nested_overlap",
+    "orthonormalize",
     "pairwise_cca",
     "pairwise_linear_cka",
     "pairwise_procrustes",

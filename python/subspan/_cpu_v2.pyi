@@ -160,3 +160,17 @@ def grassmann_step(
     /,
 ) -> None: ...
 def grassmann_transport(X: Any, D: Any, V: Any, result: Any, rows: bool, threads: int, /) -> None: ...
+def orthonormalize(
+    A: Any, Q: Any, triangle: Any | None, info: Any | None, polar: bool, rows: bool, threads: int, /
+) -> None: ...
+def orthonormalize_gradient(
+    Q: Any,
+    triangle: Any,
+    d_Q: Any | None,
+    d_triangle: Any | None,
+    d_A: Any,
+    polar: bool,
+    rows: bool,
+    threads: int,
+    /,
+) -> None: ...

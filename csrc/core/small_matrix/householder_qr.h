@@ -32,9 +32,9 @@ inline double power_of(const double* column, index_t rows) {
 
 }  // namespace detail
 
-// A = Q R with Q in place of A and R (count x count, upper, row-major) with a diagonal that is not negative. The entries
-// are finite. A column that lies in the span of those before it, to rounding, gets a diagonal entry of exactly 0, and a
-// unit vector orthogonal to all others in Q. Gives the 1-based index of the first such column, or 0.
+// A = Q R with Q in place of A and R (count x count, upper, row-major) with a diagonal that is not negative. The
+// entries are finite. A column that lies in the span of those before it, to rounding, gets a diagonal entry of exactly
+// 0, and a unit vector orthogonal to all others in Q. Gives the 1-based index of the first such column, or 0.
 inline index_t householder_qr(const Columns& a, double* triangle) {
   const index_t count = a.count, length = a.length();
   Workspace workspace;

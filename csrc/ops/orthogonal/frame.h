@@ -1,5 +1,5 @@
-// Frames: tall matrices of few columns, in blocks of rows that are packed in float64 once and are then either operand of
-// the micro-kernel. What maps of frames do is Gram matrices and products with small matrices.
+// Frames: tall matrices of few columns, in blocks of rows that are packed in float64 once and are then either operand
+// of the micro-kernel. What maps of frames do is Gram matrices and products with small matrices.
 #pragma once
 #include "core/batch.h"
 #include "core/pack.h"
@@ -86,7 +86,8 @@ class Frame {
     const index_t rows = std::min<index_t>(kTileRows, length_ - row), columns = count_ - column;
     if (column_step_ == 1) {
       for (index_t i = 0; i < rows; ++i) {
-        for (int v = 0; v < Vectors; ++v) detail::store_as(out + i * row_step_ + v * lanes, tile[i][v], columns - v * lanes);
+        for (int v = 0; v < Vectors; ++v)
+          detail::store_as(out + i * row_step_ + v * lanes, tile[i][v], columns - v * lanes);
       }
       return;
     }
@@ -231,8 +232,8 @@ inline void write_product(const Dense (&blocks)[inputs], const Dense (&weights)[
                                              weights[0].step, depth, sums);
         if constexpr (inputs == 2) {
           Vec<double> more[kTileRows][vectors.value];
-          multiply_strided_tile<vectors.value>(blocks[1].row(row), blocks[1].step, index_t(1),
-                                               weights[1].data + column, weights[1].step, depth, more);
+          multiply_strided_tile<vectors.value>(blocks[1].row(row), blocks[1].step, index_t(1), weights[1].data + column,
+                                               weights[1].step, depth, more);
           for (int i = 0; i < kTileRows; ++i) {
             for (int v = 0; v < vectors.value; ++v) sums[i][v] += more[i][v];
           }

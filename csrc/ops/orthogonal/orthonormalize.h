@@ -1,8 +1,9 @@
 // orthonormalize: A = Q R with R upper triangular and a diagonal that is not negative ("qr"), or A = Q H with H
 // symmetric positive semidefinite ("polar").
 //   A (*batch, n, k) with n >= k, or (*batch, k, n) with `rows`; any strides and any floating point type. Q: as A,
-//   packed; triangle (*batch, k, k), R or H, packed; info (*batch) int32: 0, or the 1-based index of the first column
-//   in the span of those before it, to rounding, or -1 where A is not finite, and then Q and the triangle are NaN.
+//   packed; triangle (*batch, k, k), R or H, packed; info (*batch) int32: 0; for dependent columns the 1-based index of
+//   the first in the span of those before it, to rounding, for H the number of singular values that are zero to
+//   rounding; -1 where A is not finite, and then Q and the triangle are NaN.
 //   Where a column is in the span of those before it R has a diagonal entry of exactly 0, and Q is orthonormal all the
 //   same.
 // orthonormalize_gradient: from Q, the triangle, and upstream gradients of both, each of which may be absent,
@@ -24,8 +25,9 @@ inline void check_like(const TensorView& view, const TensorView& like, Device de
                        const char* name) {
   check_input(view, 2, device, op, name);
   CHECK(is_float(view.dtype), op, ": ", name, ": expected a floating point array");
-  CHECK(view.size(-1) == like.size(-1) && view.size(-2) == like.size(-2) && batch_count(view, 2) == batch_count(like, 2),
-        op, ": ", name, ": wrong shape");
+  CHECK(
+      view.size(-1) == like.size(-1) && view.size(-2) == like.size(-2) && batch_count(view, 2) == batch_count(like, 2),
+      op, ": ", name, ": wrong shape");
 }
 
 inline void check_orthonormalize(const TensorView& A, const TensorView& Q, const TensorView* triangle,

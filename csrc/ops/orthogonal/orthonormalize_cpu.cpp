@@ -7,10 +7,10 @@
 namespace subspan {
 namespace {
 
-// A = Q R by the Cholesky factor R of A^T A, both of them and Q = A R^-1 in float64 for every type: the orthogonality of
-// Q errs by count * spread units of rounding, spread <= the square of the condition number (FrameFactors). Where that is
-// too much for the type of Q, the same is done to Q once more; where a second pass could not mend it, Householder's
-// reflections take over.
+// A = Q R by the Cholesky factor R of A^T A, both of them and Q = A R^-1 in float64 for every type: the orthogonality
+// of Q errs by count * spread units of rounding, spread <= the square of the condition number (FrameFactors). Where
+// that is too much for the type of Q, the same is done to Q once more; where a second pass could not mend it,
+// Householder's reflections take over.
 constexpr double kUnit = std::numeric_limits<double>::epsilon();
 constexpr double kMostError = 0.01;  // of a first pass
 template <class T>
@@ -175,7 +175,7 @@ class Group {
     index_t status = -1;
     if (poison == 0) {
       status = householder_qr(q, triangle);
-      if (call_.polar) turn(q, triangle);
+      if (call_.polar) status = turn(q, triangle);
     } else {
       std::fill_n(triangle, count_ * count_, poison);
       for (index_t c = 0; c < count_; ++c) std::fill_n(q.column(c), call_.length, poison);
@@ -190,17 +190,18 @@ class Group {
     if (call_.info) call_.info[item] = static_cast<std::int32_t>(status);
   }
 
-  // From Q R with R = U H to (Q U) H.
-  void turn(const Columns& q, double* triangle) {
+  // From Q R with R = U H to (Q U) H. Gives the status.
+  index_t turn(const Columns& q, double* triangle) {
     Workspace workspace;
     const Dense R = Dense::take(count_, count_, workspace), U = Dense::take(count_, count_, workspace),
                 H = Dense::take(count_, count_, workspace);
     for (index_t i = 0; i < count_; ++i) std::copy_n(triangle + i * count_, count_, R.row(i));
-    polar_.run_any(R, U, H);
+    const index_t status = polar_.run_any(R, U, H);
     const Columns turned = Columns::take(call_.length, count_, workspace);
     combine<false>(q, U.data, U.step, turned);
     for (index_t c = 0; c < count_; ++c) std::copy_n(turned.column(c), q.length(), q.column(c));
     for (index_t i = 0; i < count_; ++i) std::copy_n(H.row(i), count_, triangle + i * count_);
+    return status;
   }
 
   FrameCall<T> call_;

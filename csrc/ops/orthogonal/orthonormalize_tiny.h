@@ -115,7 +115,8 @@ void orthonormalize_tiny(const FrameCall<T>& call, int threads, ByItem&& by_item
     for (index_t lane = 0; call.info && lane < group.present; ++lane) call.info[group.first + lane] = 0;
     for (int part = 0; part < parts; ++part) {
       if (!any<double>(bad[part])) continue;
-      for (index_t lane = part * kLanes<double>; lane < std::min<index_t>(group.present, (part + 1) * kLanes<double>); ++lane) {
+      for (index_t lane = part * kLanes<double>; lane < std::min<index_t>(group.present, (part + 1) * kLanes<double>);
+           ++lane) {
         if (bad[part][lane - part * kLanes<double>]) by_item(group.first + lane);
       }
     }

@@ -6,8 +6,8 @@
 //   hence ill-conditioned matrices go to Jacobi's method.
 #pragma once
 #include "core/small_matrix/complete_basis.h"
-#include "core/small_matrix/inverse.h"
 #include "core/small_matrix/interleave.h"
+#include "core/small_matrix/inverse.h"
 #include "core/small_matrix/jacobi.h"
 #include "ops/orthogonal/frame_factor.h"
 
@@ -43,8 +43,9 @@ class PolarFactors {
     }
   }
 
-  // U and H of any R. U is orthogonal; where R is singular it is one of several.
-  void run_any(const Dense& R, const Dense& U, const Dense& H) {
+  // U and H of any R. U is orthogonal; where R is singular it is one of several. Gives how many singular values are
+  // zero to rounding.
+  index_t run_any(const Dense& R, const Dense& U, const Dense& H) {
     const index_t k = count_;
     Workspace workspace;
     if (!factored_in_lanes(count_)) take_lanes(workspace);
@@ -62,6 +63,7 @@ class PolarFactors {
       reciprocals_[c] = broadcast(1.0);
     }
     compose(1, &U, &H);
+    return k - rank;
   }
 
  private:
