@@ -78,11 +78,11 @@ def degenerate(method: str) -> list[Sample]:
 
 
 def growth(A: np.ndarray, method: str = "qr", *, return_r: bool = False, layout: str = "columns") -> Bounds:
-    """A change E of A turns Q by at most sqrt(2) || E R^-1 ||, R by || A || times that, H by sqrt(2) || E ||. The gradient
-    is a product of R^-1 with what is of the size of dQ and of R dR."""
+    """A change E of A turns Q by at most sqrt(2) || E R^-1 ||, R by || A || times that, H by sqrt(2) || E ||. The
+    gradient is a product of R^-1 with what is of the size of dQ and of R dR."""
     frame = A.T if layout == "rows" else A
     n, k = frame.shape
-    Q, R = reference.qr(frame)
+    R = reference.qr(frame)[1]
     size = n + 2 * k + 8
     if not A.size:
         outputs = (np.zeros(A.shape), np.zeros((k, k)))

@@ -122,7 +122,7 @@ def _qr_gradient(Q: Tensor, R: Tensor, d_Q: Tensor | None, d_R: Tensor | None) -
     flows through a column that depends on those before it: its entry of the solution is 0."""
     if d_Q is None and d_R is None:
         return None
-    M = 0 if d_R is None else R @ d_R.mT
+    M = torch.zeros_like(R) if d_R is None else R @ d_R.mT
     M = M if d_Q is None else M - d_Q.mT @ Q
     C = M.tril() + M.tril(-1).mT
     B = Q @ C if d_Q is None else d_Q + Q @ C
@@ -135,8 +135,8 @@ def _qr_gradient(Q: Tensor, R: Tensor, d_Q: Tensor | None, d_R: Tensor | None) -
 
 @without_autocast
 def _polar_gradient(Q: Tensor, H: Tensor, d_Q: Tensor | None, d_H: Tensor | None) -> Tensor | None:
-    """(dQ - Q Q^T dQ) H^-1 + Q (Z + 2 H Y) with Z, skew, and Y, symmetric, from H X + X H = (S - S^T) + (dH + dH^T) / 2,
-    S = Q^T dQ, X = Z + Y."""
+    """(dQ - Q Q^T dQ) H^-1 + Q (Z + 2 H Y) with S = Q^T dQ and the skew and the symmetric part, Z and Y, of the solution
+    of H X + X H = (S - S^T) + (dH + dH^T) / 2."""
     if d_Q is None and d_H is None:
         return None
     count = H.shape[-1]

@@ -71,22 +71,22 @@ def orthonormalize(
         \text{upper triangular, } R_{ii} \ge 0 & \text{"qr"} \\
         (A^\top A)^{1/2} & \text{"polar"} \end{cases}
 
-    Of A with independent columns both are unique and smooth. "qr" keeps the spans of the first columns; the polar factor
-    is the matrix with orthonormal columns that is nearest to A.
+    Of A with independent columns both are unique and smooth. "qr" keeps the spans of the first columns; the polar
+    factor is the matrix with orthonormal columns that is nearest to A.
 
     Args:
         A: (\*batch, n, k), k <= n; float64, float32, float16 or bfloat16, any strides. torch, NumPy or CuPy.
         method: "qr" or "polar".
         return_r: also return R, the symmetric positive semidefinite factor for "polar".
-        layout: "rows" for frames as rows, (\*batch, k, n), read and written in place: Q is then (\*batch, k, n) too, and
+        layout: "rows" for frames as rows, (\*batch, k, n), read without a copy: Q is then (\*batch, k, n) too, and
             A = R^T Q.
         return_info: also return the status of each item.
 
     Returns:
         Q in the shape of A, float64 for float64 input and float32 otherwise; then R (\*batch, k, k) with ``return_r``;
-        then an int32 array (\*batch) with ``return_info``: 0 for independent columns; -1 for an item that is not finite,
-        which is NaN; for dependent columns the 1-based index of the first that lies in the span of those before it
-        ("qr"), or the number of singular values that are zero to rounding ("polar").
+        then an int32 array (\*batch) with ``return_info``: 0 for independent columns; -1 for an item that is not
+        finite, which is NaN; for dependent columns the 1-based index of the first that lies in the span of those
+        before it ("qr"), or the number of singular values that are zero to rounding ("polar").
 
         Q is orthonormal for every A. A column in the span of those before it, to n units of rounding of float64 of its
         norm, has a diagonal entry of exactly 0 in R, and its column of Q is some unit vector orthogonal to the others;
@@ -100,8 +100,8 @@ def orthonormalize(
         2 n k^2 flops and k^3 / 3 for a Cholesky factor of A^T A, as many again where a second pass is needed, all in
         float64 for every type. float32 input needs it from condition numbers of about 1e4 on, float64 input from about
         2 on; from 1e6 on Householder's reflections take over, item by item. Frames of at most 64 entries are
-        orthonormalised column by column, 8 at once. The polar factor adds the factors of a k x k matrix: Jacobi's method
-        up to 24 columns, Halley's iteration beyond.
+        orthonormalised column by column, 8 at once. The polar factor adds the factors of a k x k matrix: Jacobi's
+        method up to 24 columns, Halley's iteration beyond.
 
     Gradient:
         Closed form in Q and R, which are saved; the polar one divides by sums of singular values, never by differences.

@@ -26,7 +26,7 @@ def orthonormalize(
 ) -> Array | tuple[Array, ...]:
     frame = np.asarray(A, np.float64)
     frame = np.swapaxes(frame, -1, -2) if layout == "rows" else frame
-    finite = np.isfinite(frame).all((-1, -2))
+    finite = np.asarray(np.isfinite(frame).all((-1, -2)))
     Q, R = (qr if method == "qr" else polar)(np.where(finite[..., None, None], frame, 0.0))
     Q, R = (np.where(finite[..., None, None], factor, np.nan) for factor in (Q, R))
     Q = np.swapaxes(Q, -1, -2) if layout == "rows" else Q
