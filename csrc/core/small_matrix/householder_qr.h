@@ -60,8 +60,9 @@ inline index_t householder_qr(const Columns& a, double* triangle) {
     if (dependent && first_dependent == 0) first_dependent = j + 1;
     const double diagonal = v[j] > 0 ? -norm : norm;  // the sign that adds
     const double pivot = v[j] - diagonal;
-    factors[j] = norm > 0 ? -pivot / diagonal : 0;
-    if (norm > 0) {
+    // What is left of a dependent column is rounding, and of the next one like it rounding of that: no reflection.
+    factors[j] = dependent ? 0 : -pivot / diagonal;
+    if (!dependent) {
       detail::scale(v, length, 1 / pivot);
       v[j] = 1;
     }

@@ -5,10 +5,12 @@
 //   whose weights follow from a lower bound of the singular values of X. Its Cholesky factors lose c units of rounding,
 //   hence ill-conditioned matrices go to Jacobi's method.
 #pragma once
+#include <optional>
+
 #include "core/small_matrix/complete_basis.h"
 #include "core/small_matrix/interleave.h"
-#include "core/small_matrix/inverse.h"
 #include "core/small_matrix/jacobi.h"
+#include "ops/orthogonal/dense_inverse.h"
 #include "ops/orthogonal/frame_factor.h"
 
 namespace subspan {
@@ -20,13 +22,7 @@ class PolarFactors {
     if (factored_in_lanes(count)) {
       take_lanes(workspace);
     } else {
-      factor_ = Factor<double>::take(count, workspace);
-      const auto panels = [&] {
-        return Panels<double>{workspace.take<double>(panel_elements<double>(factor_.lower.depth, count)),
-                              factor_.lower.depth, factor_.lower.width};
-      };
-      half_ = panels();
-      inverse_ = panels();
+      inverse_.emplace(count, workspace);
       product_ = Dense::take(count, count, workspace);
     }
   }
@@ -104,34 +100,9 @@ class PolarFactors {
     }
   }
 
-  // The largest singular value, from below, by the power method: the weights need no more.
-  double norm_estimate(const Dense& A, double* x, double* y) const {
-    double norm = 0;
-    for (index_t j = 0; j < count_; ++j) x[j] = 1 + 0.37 * static_cast<double>(j % 5);
-    for (int step = 0; step < 8; ++step) {
-      double square = 0;
-      for (index_t j = 0; j < count_; ++j) square += x[j] * x[j];
-      std::fill_n(y, count_, 0.0);
-      double image = 0;
-      const double unit = 1 / std::sqrt(square);
-      for (index_t j = 0; j < count_; ++j) x[j] *= unit;
-      for (index_t i = 0; i < count_; ++i) {  // A is upper triangular
-        double sum = 0;
-        for (index_t j = i; j < count_; ++j) sum += A(i, j) * x[j];
-        image += sum * sum;
-        for (index_t j = i; j < count_; ++j) y[j] += A(i, j) * sum;
-      }
-      norm = std::sqrt(image);
-      std::swap(x, y);
-    }
-    return norm;
-  }
-
   void iterate(const Dense& R, const Dense& inverse_of_R, const Dense& U, const Dense& H) {
     const index_t k = count_;
-    Workspace workspace;
-    double *x = workspace.take<double>(k), *y = workspace.take<double>(k);
-    const double largest = 1.1 * norm_estimate(R, x, y), smallest = 0.9 / norm_estimate(inverse_of_R, x, y);
+    const double largest = 1.1 * norm_estimate(R, k), smallest = 0.9 / norm_estimate(inverse_of_R, k);
     double bound = std::min(smallest / largest, 1.0);
     for (index_t i = 0; i < k; ++i) {
       for (index_t j = 0; j < U.step; ++j) U(i, j) = R(i, j) / largest;
@@ -143,16 +114,7 @@ class PolarFactors {
       const double a = root + 0.5 * std::sqrt(8 - 4 * d + 8 * (2 - square) / (square * root));
       const double b = (a - 1) * (a - 1) / 4, c = a + b - 1;
       dense_product(U.data, 1, U.step, U, k, k, true, Team(), StoreDense{product_, product_, 0, c});
-      for (index_t i = 0; i < k; ++i) {
-        product_(i, i) += 1;
-        for (index_t j = i; j < k; ++j) *factor_.lower.at(i, j) = product_(i, j);
-      }
-      PivotLog<double, double, Pivot::kPlain> log;
-      cholesky<Pivot::kPlain>(factor_, log);
-      inverse(factor_, half_, inverse_);
-      for (index_t i = 0; i < k; ++i) {
-        for (index_t j = 0; j < k; ++j) product_(i, j) = *inverse_.at(i, j);
-      }
+      inverse_->run(product_, 1, product_);
       // H is free until the end.
       dense_product(U.data, U.step, 1, product_, k, k, false, Team(), StoreDense{H, U, b / c, a - b / c});
       std::copy_n(H.data, Dense::elements(k, k), U.data);
@@ -171,8 +133,7 @@ class PolarFactors {
   double most_spread_;
   Vec<double>*x_ = nullptr, *right_ = nullptr, *work_ = nullptr, *values_ = nullptr, *reciprocals_ = nullptr;
   Vec<double> power_{};
-  Factor<double> factor_;
-  Panels<double> half_, inverse_;
+  std::optional<DenseInverse> inverse_;
   Dense product_;
 };
 

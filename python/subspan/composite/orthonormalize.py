@@ -135,8 +135,8 @@ def _qr_gradient(Q: Tensor, R: Tensor, d_Q: Tensor | None, d_R: Tensor | None) -
 
 @without_autocast
 def _polar_gradient(Q: Tensor, H: Tensor, d_Q: Tensor | None, d_H: Tensor | None) -> Tensor | None:
-    """(dQ - Q Q^T dQ) H^-1 + Q (Z + 2 H Y) with S = Q^T dQ and the skew and the symmetric part, Z and Y, of the solution
-    of H X + X H = (S - S^T) + (dH + dH^T) / 2."""
+    """(dQ - Q Q^T dQ) H^-1 + Q (Z + 2 H Y) with S = Q^T dQ and the skew and the symmetric part, Z and Y, of the
+    solution of H X + X H = (S - S^T) + (dH + dH^T) / 2."""
     if d_Q is None and d_H is None:
         return None
     count = H.shape[-1]
