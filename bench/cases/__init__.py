@@ -2,10 +2,23 @@
 
 from harness.case import Case
 
-from . import angles, coding_rate, core, crate, grassmann, logits, losses, similarity, sinkhorn, soft_classes
+from . import (
+    angles,
+    coding_rate,
+    core,
+    crate,
+    grassmann,
+    logits,
+    losses,
+    orthonormalize,
+    similarity,
+    sinkhorn,
+    soft_classes,
+)
 
 FAMILIES: dict[str, tuple[Case, ...]] = {
     "core": core.CASES,
     "coding_rate": (*coding_rate.CASES, *soft_classes.CASES, *sinkhorn.CASES, *losses.CASES, *crate.CASES),
     "angles": (*angles.CASES, *logits.CASES, *grassmann.CASES, *similarity.CASES),
+    "orthogonal": (*orthonormalize.CASES,),
 }

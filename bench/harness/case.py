@@ -82,6 +82,7 @@ class Case:
         bars: what is asked; empty for a row that only informs.
         backward: time forward and backward, otherwise forward under no_grad.
         threads: overrides the number of threads of the run.
+        quality: what the report says of each variant's value beside its error.
         source: the repository or paper whose configuration this is.
     """
 
@@ -95,6 +96,7 @@ class Case:
     bars: tuple[Bar, ...] = ()
     backward: bool = True
     threads: int | None = None
+    quality: Callable[[Any], str] | None = None
     source: str = ""
 
     def __post_init__(self) -> None:

@@ -95,6 +95,9 @@ def _first_run(case: Case, variant: Variant, inputs, expected: Exact | None, set
             if variant.kind != SUBSPAN and not m.worst_error < WRONG_ANSWER:
                 m.problem = f"wrong answer: relative error {m.worst_error:.1e}"
                 return m
+        if variant.has_value and case.quality is not None:
+            with torch.no_grad():
+                m.quality = case.quality(variant.function(*inputs))
         m.step()
         m.estimate = _sample(m, 1, settings.device)
     except (RuntimeError, ValueError, TypeError, MemoryError) as error:

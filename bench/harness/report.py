@@ -93,7 +93,8 @@ def _detail_row(result: Result, m: Measurement) -> list[str]:
         ratio = f"{_bound(m)}{_times(result.ratio_to(m))}"
     times = [_bound(m) + seconds(m.median), _bound(m) + seconds(m.minimum)]
     errors = [_error(m.value_error), _error(m.gradient_error)]
-    return [name, *times, ratio, *errors, _megabytes(m.extra_bytes), variant.note]
+    remarks = "; ".join(filter(None, (m.quality, variant.note)))
+    return [name, *times, ratio, *errors, _megabytes(m.extra_bytes), remarks]
 
 
 def _limits(result: Result) -> str:
@@ -212,6 +213,7 @@ def _json_variant(m: Measurement) -> dict:
         "kind": m.variant.kind,
         "label": m.variant.label,
         "note": m.variant.note,
+        "quality": m.quality,
         "scale": m.variant.scale,
         "problem": m.problem,
         "median_s": m.median if m.seconds else None,

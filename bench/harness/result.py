@@ -50,6 +50,7 @@ class Measurement:
     value_error: float | None = None
     gradient_error: float | None = None
     extra_bytes: float | None = None
+    quality: str = ""
     problem: str = ""
 
     @property
