@@ -2,8 +2,8 @@
 
 Floors, with n rows and k columns. QR: the Gram matrix, which is symmetric, and a product with a triangle, n k^2 flops
 each; its gradient a product of two frames and the products of each with a k x k matrix, one of them triangular, 5 n
-k^2. Polar: n k^2 and 2 n k^2, its gradient 6 n k^2. What is done to k x k matrices is left out. A is read and Q written;
-the gradient reads Q and its upstream gradient.
+k^2. Polar: n k^2 and 2 n k^2, its gradient 6 n k^2. What is done to k x k matrices is left out. A is read and Q
+written; the gradient reads Q and its upstream gradient.
 """
 
 from __future__ import annotations

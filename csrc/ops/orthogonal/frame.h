@@ -29,6 +29,9 @@ namespace detail {
 
 template <class Stored>
 inline Vec<double> load_as_double(const Stored* from) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(Stored) == 4) return (Vec<double>)_mm512_cvtps_pd(_mm256_loadu_ps(from));  // not in two halves
+#endif
   typedef Stored Narrow __attribute__((vector_size(kLanes<double> * sizeof(Stored))));
   Narrow entries;
   std::memcpy(&entries, from, sizeof entries);
@@ -40,6 +43,13 @@ inline Vec<double> load_as_double(const Stored* from, index_t count) {
   Stored entries[kLanes<double>] = {};
   std::memcpy(entries, from, static_cast<std::size_t>(count) * sizeof(Stored));
   return load_as_double(entries);
+}
+
+template <class Stored>
+inline void store_as(Stored* to, Vec<double> v) {
+  typedef Stored Narrow __attribute__((vector_size(kLanes<double> * sizeof(Stored))));
+  const Narrow entries = __builtin_convertvector(v, Narrow);
+  std::memcpy(to, &entries, sizeof entries);
 }
 
 template <class Stored>
@@ -84,6 +94,15 @@ class Frame {
     constexpr index_t lanes = kLanes<double>;
     T* out = static_cast<T*>(data_) + row * row_step_ + column * column_step_;
     const index_t rows = std::min<index_t>(kTileRows, length_ - row), columns = count_ - column;
+    if (column_step_ == 1 && columns >= Vectors * lanes && rows == kTileRows) {
+      const index_t step = row_step_;
+#pragma GCC unroll 8
+      for (int i = 0; i < kTileRows; ++i) {
+#pragma GCC unroll 3
+        for (int v = 0; v < Vectors; ++v) detail::store_as(out + i * step + v * lanes, tile[i][v]);
+      }
+      return;
+    }
     if (column_step_ == 1) {
       for (index_t i = 0; i < rows; ++i) {
         for (int v = 0; v < Vectors; ++v)
@@ -113,12 +132,17 @@ class Frame {
   void pack_native(const Stored* data, index_t first, index_t size, const Dense& to) const {
     constexpr index_t lanes = kLanes<double>;
     if (column_step_ == 1) {
-      const Stored* in = data + first * row_step_;
-      for (index_t r = 0; r < size; ++r, in += row_step_) {
-        double* out = to.row(r);
+      const index_t count = count_, from_step = row_step_, to_step = to.step;  // stores might change the members
+      const Stored* in = data + first * from_step;
+      double* out = to.data;
+      if (count == lanes) {
+        for (index_t r = 0; r < size; ++r, in += from_step, out += to_step) store(out, detail::load_as_double(in));
+        return;
+      }
+      for (index_t r = 0; r < size; ++r, in += from_step, out += to_step) {
         index_t c = 0;
-        for (; c + lanes <= count_; c += lanes) store(out + c, detail::load_as_double(in + c));
-        if (c < count_) store(out + c, detail::load_as_double(in + c, count_ - c));
+        for (; c + lanes <= count; c += lanes) store(out + c, detail::load_as_double(in + c));
+        if (c < count) store(out + c, detail::load_as_double(in + c, count - c));
       }
       return;
     }
@@ -222,25 +246,36 @@ inline void write_product(const Dense (&blocks)[inputs], const Dense (&weights)[
                           index_t size, const Frame& to) {
   constexpr index_t width = kPanelWidth<double>;
   const index_t count = to.count();
-  for (index_t column = 0; column < count; column += width) {
-    const index_t end = std::min(count, column + width);
-    const index_t depth = triangular ? end : count;
-    with_vectors<double>((end - column + kLanes<double> - 1) / kLanes<double>, [&](auto vectors) {
-      for (index_t row = 0; row < size; row += kTileRows) {
-        Vec<double> sums[kTileRows][vectors.value];
-        multiply_strided_tile<vectors.value>(blocks[0].row(row), blocks[0].step, index_t(1), weights[0].data + column,
-                                             weights[0].step, depth, sums);
-        if constexpr (inputs == 2) {
-          Vec<double> more[kTileRows][vectors.value];
-          multiply_strided_tile<vectors.value>(blocks[1].row(row), blocks[1].step, index_t(1), weights[1].data + column,
-                                               weights[1].step, depth, more);
-          for (int i = 0; i < kTileRows; ++i) {
-            for (int v = 0; v < vectors.value; ++v) sums[i][v] += more[i][v];
+  // A step that the compiler knows spares it the addresses of eight rows.
+  const auto with_step = [&](auto step) {
+    for (index_t column = 0; column < count; column += width) {
+      const index_t end = std::min(count, column + width);
+      const index_t depth = triangular ? end : count;
+      with_vectors<double>((end - column + kLanes<double> - 1) / kLanes<double>, [&](auto vectors) {
+        for (index_t row = 0; row < size; row += kTileRows) {
+          Vec<double> sums[kTileRows][vectors.value];
+          multiply_strided_tile<vectors.value>(blocks[0].data + row * step, step, index_t(1), weights[0].data + column,
+                                               index_t(step), depth, sums);
+          if constexpr (inputs == 2) {
+            Vec<double> more[kTileRows][vectors.value];
+            multiply_strided_tile<vectors.value>(blocks[1].data + row * step, step, index_t(1),
+                                                 weights[1].data + column, index_t(step), depth, more);
+            for (int i = 0; i < kTileRows; ++i) {
+              for (int v = 0; v < vectors.value; ++v) sums[i][v] += more[i][v];
+            }
           }
+          to.template write<T>(first + row, column, sums);
         }
-        to.template write<T>(first + row, column, sums);
-      }
-    });
+      });
+    }
+  };
+  const index_t step = blocks[0].step;  // all have the same
+  if (step == kLanes<double>) {
+    with_step(std::integral_constant<index_t, kLanes<double>>{});
+  } else if (step == 9 * kLanes<double>) {
+    with_step(std::integral_constant<index_t, 9 * kLanes<double>>{});
+  } else {
+    with_step(step);
   }
 }
 
