@@ -80,6 +80,10 @@ class Frame {
 
   index_t length() const { return length_; }
   index_t count() const { return count_; }
+  DType dtype() const { return dtype_; }
+  void* data() const { return data_; }
+  index_t row_step() const { return row_step_; }
+  index_t column_step() const { return column_step_; }
 
   // Rows first ... first + size - 1 in float64.
   void pack(index_t first, index_t size, const Dense& to) const {
@@ -127,7 +131,50 @@ class Frame {
     }
   }
 
+  // A single column whose entries are neighbours.
+  bool is_vector() const { return count_ == 1 && row_step_ == 1 && (dtype_ == DType::f32 || dtype_ == DType::f64); }
+  bool same_type(const Frame& other) const { return dtype_ == other.dtype_; }
+  // Of a single column; the same for any layout.
+  double square() const {
+    if (is_vector() && dtype_ == DType::f32) return square_of(static_cast<const float*>(data_));
+    Workspace workspace;
+    const Rows<double> column(data_, dtype_, 0, row_step_);
+    return square_of(column.read(0, 0, length_, workspace.take<double>(length_)));
+  }
+  template <class T>
+  void write_multiple(double factor, const Frame& from) const {
+    const T* in = static_cast<const T*>(from.data_);
+    T* out = static_cast<T*>(data_);
+    constexpr index_t lanes = kLanes<double>;
+    for (index_t r = 0; r < length_; r += lanes) {
+      const index_t present = std::min(lanes, length_ - r);
+      const Vec<double> x = present == lanes ? detail::load_as_double(in + r) : detail::load_as_double(in + r, present);
+      detail::store_as(out + r, x * factor, present);
+    }
+  }
+
  private:
+  template <class Stored>
+  double square_of(const Stored* in) const {
+    constexpr index_t lanes = kLanes<double>;
+    Vec<double> sums[4] = {};
+    index_t r = 0;
+    for (; r + 4 * lanes <= length_; r += 4 * lanes) {
+      for (int i = 0; i < 4; ++i) {
+        const Vec<double> x = detail::load_as_double(in + r + i * lanes);
+        sums[i] += x * x;
+      }
+    }
+    for (; r < length_; r += lanes) {
+      const Vec<double> x = detail::load_as_double(in + r, std::min(lanes, length_ - r));
+      sums[0] += x * x;
+    }
+    const Vec<double> total = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+    double sum = 0;
+    for (index_t lane = 0; lane < lanes; ++lane) sum += total[lane];
+    return sum;
+  }
+
   template <class Stored>
   void pack_native(const Stored* data, index_t first, index_t size, const Dense& to) const {
     constexpr index_t lanes = kLanes<double>;

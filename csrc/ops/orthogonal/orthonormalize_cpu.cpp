@@ -76,6 +76,10 @@ class Group {
  private:
   // Members share the block that they pack.
   void gram(const Frame& frame, const Dense& to, Team team) {
+    if (count_ == 1) {  // few columns have no team
+      to(0, 0) = frame.square();
+      return;
+    }
     if (team.rank() == 0) std::fill_n(to.data, Dense::elements(count_, count_), 0.0);
     each_block(call_.length, block_, [&](index_t first, index_t rows) {
       const index_t share = round_up((rows + team.size() - 1) / team.size(), kLanes<double>);
@@ -88,6 +92,8 @@ class Group {
   }
 
   void apply(const Frame& from, const Dense& weights, bool triangular, const Frame& to, Team team) {
+    if (from.is_vector() && to.is_vector() && from.same_type(to))
+      return to.template write_multiple<T>(weights(0, 0), from);
     const Dense& block = blocks_[team.rank()];
     index_t turn = 0;
     each_block(call_.length, block_, [&](index_t first, index_t rows) {
@@ -233,8 +239,10 @@ void run(const FrameCall<T>& call, int threads) {
     }
     return;
   }
-  // What a lane computes does not depend on the frames beside it.
-  const index_t together = std::clamp<index_t>(call.items / used, 1, frames_together(call.count));
+  // What a lane computes does not depend on the frames beside it. Those of a group are read twice, from cache.
+  const index_t cached =
+      std::max<index_t>(1, (128 << 10) / (call.length * call.count * static_cast<index_t>(sizeof(T))));
+  const index_t together = std::clamp<index_t>(call.items / used, 1, std::min(cached, frames_together(call.count)));
   parallel_for((call.items + together - 1) / together, used, [&](index_t index) {
     Workspace workspace;
     const index_t first = index * together, present = std::min(together, call.items - first);
