@@ -24,6 +24,7 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "in lanes": (11, 30, 9),
     "blocked tall": (90, 37),
     "blocked batch": (2, 65, 40),
+    "in float32": (2, 83, 32),
 }
 
 LARGE_SHAPES: dict[str, tuple[int, ...]] = {

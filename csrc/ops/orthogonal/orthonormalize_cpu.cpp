@@ -1,5 +1,6 @@
 #include "core/dispatch.h"
 #include "core/small_matrix/householder_qr.h"
+#include "ops/orthogonal/frame_float.h"
 #include "ops/orthogonal/orthonormalize.h"
 #include "ops/orthogonal/orthonormalize_tiny.h"
 #include "ops/orthogonal/polar_factor.h"
@@ -10,7 +11,8 @@ namespace {
 // A = Q R by the Cholesky factor R of A^T A, both of them and Q = A R^-1 in float64 for every type: the orthogonality
 // of Q errs by count * spread units of rounding, spread <= the square of the condition number (FrameFactors). Where
 // that is too much for the type of Q, the same is done to Q once more; where a second pass could not mend it,
-// Householder's reflections take over.
+// Householder's reflections take over. Many columns of float32 are first tried with products in float32, which is
+// enough for condition numbers of about 2.
 constexpr double kUnit = std::numeric_limits<double>::epsilon();
 constexpr double kMostError = 0.01;  // of a first pass
 template <class T>
@@ -37,6 +39,11 @@ class Group {
         polar_(call.polar ? count_ : 0, sizeof(T) == 4 ? 1e12 : 1e5, workspace),
         blocks_(workspace.take<Dense>(team_size)) {
     for (int member = 0; member < team_size; ++member) blocks_[member] = Dense::take(block_, count_, workspace);
+    if (multiplied_in_float<T>(count_)) {
+      weights_float_ = {workspace.take<float>(count_ * count_), count_};
+      A_rows_ = take_float_rows(call.A_frame(0), workspace);
+      Q_rows_ = take_float_rows(call.Q_frame(0), workspace);
+    }
     for (Dense** slots : {&grams_, &triangles_, &inverses_, &weights_, &again_, &results_}) {
       const bool needed = call.polar || (slots != &weights_ && slots != &results_);
       *slots = workspace.take<Dense>(together);
@@ -46,6 +53,7 @@ class Group {
 
   // Frames first ... first + together - 1, by every member of the team.
   void run(index_t first, index_t together, Team team) {
+    if (multiplied_in_float<T>(count_) && run_in_float(first, team)) return;
     bool failed[kLanes<double>], repeat[kLanes<double>];
     double spreads[kLanes<double>];
     for (index_t f = 0; f < together; ++f) gram(call_.A_frame(first + f), grams_[f], team);
@@ -74,6 +82,40 @@ class Group {
   }
 
  private:
+  // One frame. False, and nothing done, where it is too ill-conditioned for that.
+  bool run_in_float(index_t item, Team team) {
+    const Frame A = call_.A_frame(item), Q = call_.Q_frame(item);
+    const FloatRows rows = rows_of(A, A_rows_), results = rows_of(Q, Q_rows_);
+    const index_t whole = whole_tiles(call_.length), rest = call_.length - whole;
+    const Dense& block = blocks_[0];
+    if (team.rank() == 0) {
+      std::fill_n(grams_[0].data, Dense::elements(count_, count_), 0.0);
+      read_float_rows(A, block, rows);
+      A.pack(whole, rest, block);
+    }
+    team.barrier();
+    add_float_products(rows, rows, count_, whole, true, grams_[0], team);
+    team.barrier();
+    if (team.rank() == 0) add_products(block, block, count_, rest, true, grams_[0]);
+    team.barrier();
+    factors_.run(grams_, 1, triangles_, inverses_, spreads_, team);
+    if (!(spreads_[0] <= 4 * static_cast<double>(count_))) return false;
+    finish(triangles_, inverses_, 1, spreads_[0], team);
+    const Dense& weights = call_.polar ? weights_[0] : inverses_[0];
+    if (team.rank() == 0) {
+      round_to_float(weights, count_, weights_float_);
+      if (rest > 0) write_product<T, 1>({block}, {weights}, !call_.polar, whole, rest, Q);
+      give(item, triangle(0), team);
+    }
+    team.barrier();
+    const index_t share = round_up((whole + team.size() - 1) / team.size(), kLanes<float>);
+    const index_t begin = std::min(whole, share * team.rank()), end = std::min(whole, begin + share);
+    write_float_product<1>({rows}, {weights_float_}, count_, !call_.polar, begin, end, results);
+    write_float_rows(results, begin, end, Q);
+    team.barrier();
+    return true;
+  }
+
   // Members share the block that they pack.
   void gram(const Frame& frame, const Dense& to, Team team) {
     if (count_ == 1) {  // few columns have no team
@@ -107,7 +149,7 @@ class Group {
   void finish(const Dense* triangles, const Dense* inverses, index_t together, double spread, Team team) {
     if (!call_.polar) return;
     if (team.rank() == 0) {
-      polar_.run(triangles, inverses, together, spread, again_, results_);
+      polar_.run(triangles, inverses, together, spread, call_.triangle != nullptr, again_, results_);
       for (index_t f = 0; f < together; ++f) multiply_dense(inverses[f], again_[f], count_, weights_[f]);
     }
     team.barrier();
@@ -153,7 +195,7 @@ class Group {
       spread = std::max(spread, spreads[frames[i]]);
     }
     if (!factored_in_lanes(count_)) invert_upper(R[0], grams_[0], count_);
-    polar_.run(R, grams_, repeated, spread, U, H);
+    polar_.run(R, grams_, repeated, spread, call_.triangle != nullptr, U, H);
     for (index_t i = 0; i < repeated; ++i) multiply_dense(inverses[i], U[i], count_, weights_[frames[i]]);
   }
 
@@ -215,6 +257,7 @@ class Group {
   FrameFactors factors_;
   PolarFactors polar_;
   Dense* blocks_;
+  FloatRows weights_float_, A_rows_, Q_rows_;
   Dense *grams_, *triangles_, *inverses_, *weights_, *again_, *results_;
   double spreads_[kLanes<double>];
 };

@@ -1,4 +1,5 @@
 #include "core/dispatch.h"
+#include "ops/orthogonal/frame_float.h"
 #include "ops/orthogonal/orthonormalize.h"
 #include "ops/orthogonal/polar_gradient.h"
 
@@ -26,6 +27,13 @@ class Group {
         blocks_(workspace.take<Dense>(2 * team_size)),
         work_(Dense::take(count_, count_, workspace)) {
     for (int member = 0; member < 2 * team_size; ++member) blocks_[member] = Dense::take(block_, count_, workspace);
+    if (in_float()) {
+      for (FloatRows* weights : {&left_float_, &right_float_})
+        *weights = {workspace.take<float>(count_ * count_), count_};
+      Q_rows_ = take_float_rows(Q(0), workspace);
+      upstream_rows_ = take_float_rows(upstream(0), workspace);
+      d_A_rows_ = take_float_rows({call.d_A, 0, call.rows}, workspace);
+    }
     for (Dense** slots : {&triangles_, &products_, &upstream_, &left_, &right_}) {
       *slots = workspace.take<Dense>(together);
       for (index_t f = 0; f < together; ++f) (*slots)[f] = Dense::take(count_, count_, workspace);
@@ -57,8 +65,45 @@ class Group {
   Frame Q(index_t item) const { return {call_.Q, item, call_.rows}; }
   Frame upstream(index_t item) const { return {*call_.d_Q, item, call_.rows}; }
 
+  bool in_float() const { return multiplied_in_float<T>(count_) && call_.d_Q; }
+
+  void add_float_product(index_t item, const Dense& to, Team team) {
+    const FloatRows q = rows_of(Q(item), Q_rows_), d_q = rows_of(upstream(item), upstream_rows_);
+    const index_t whole = whole_tiles(call_.length), rest = call_.length - whole;
+    if (team.rank() == 0) {
+      read_float_rows(Q(item), blocks_[0], q);
+      read_float_rows(upstream(item), blocks_[0], d_q);
+    }
+    team.barrier();
+    add_float_products(d_q, q, count_, whole, false, to, team);
+    team.barrier();
+    if (team.rank() > 0) return;
+    Q(item).pack(whole, rest, blocks_[0]);
+    upstream(item).pack(whole, rest, blocks_[1]);
+    add_products(blocks_[1], blocks_[0], count_, rest, false, to);
+  }
+
+  void apply_in_float(index_t item, index_t f, Team team) {
+    const Frame to(call_.d_A, item, call_.rows);
+    const FloatRows q = rows_of(Q(item), Q_rows_), d_q = rows_of(upstream(item), upstream_rows_),
+                    out = rows_of(to, d_A_rows_);
+    const index_t whole = whole_tiles(call_.length), rest = call_.length - whole;
+    if (team.rank() == 0) {
+      round_to_float(left_[f], count_, left_float_);
+      round_to_float(right_[f], count_, right_float_);
+      if (rest > 0)  // still packed
+        write_product<T, 2>({blocks_[1], blocks_[0]}, {left_[f], right_[f]}, false, whole, rest, to);
+    }
+    team.barrier();
+    const index_t share = round_up((whole + team.size() - 1) / team.size(), kLanes<float>);
+    const index_t begin = std::min(whole, share * team.rank()), end = std::min(whole, begin + share);
+    write_float_product<2>({d_q, q}, {left_float_, right_float_}, count_, false, begin, end, out);
+    write_float_rows(out, begin, end, to);
+  }
+
   // Members share the blocks that they pack.
   void add_product(index_t item, const Dense& to, Team team) {
+    if (in_float()) return add_float_product(item, to, team);
     each_block(call_.length, block_, [&](index_t first, index_t rows) {
       const index_t share = round_up((rows + team.size() - 1) / team.size(), kLanes<double>);
       const index_t begin = std::min(rows, share * team.rank()), end = std::min(rows, begin + share);
@@ -97,6 +142,7 @@ class Group {
   }
 
   void apply(index_t item, index_t f, Team team) {
+    if (in_float()) return apply_in_float(item, f, team);
     const Frame q = Q(item), to(call_.d_A, item, call_.rows);
     const Dense &block = blocks_[2 * team.rank()], &other = blocks_[2 * team.rank() + 1];
     index_t turn = 0;
@@ -117,6 +163,7 @@ class Group {
   PolarGradient polar_;
   Dense* blocks_;
   Dense work_;
+  FloatRows left_float_, right_float_, Q_rows_, upstream_rows_, d_A_rows_;
   Dense *triangles_, *products_, *upstream_, *left_, *right_;
 };
 

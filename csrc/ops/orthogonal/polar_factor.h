@@ -27,15 +27,16 @@ class PolarFactors {
     }
   }
 
-  // U and H of full rank R. `inverses`: R^-1.
-  void run(const Dense* R, const Dense* inverses, index_t together, double spread, const Dense* U, const Dense* H) {
+  // U and, if it is wanted, H of full rank R; H is overwritten in any case. `inverses`: R^-1.
+  void run(const Dense* R, const Dense* inverses, index_t together, double spread, bool wanted, const Dense* U,
+           const Dense* H) {
     if (factored_in_lanes(count_) || !(spread <= most_spread_)) {
       Workspace workspace;
       if (!factored_in_lanes(count_)) take_lanes(workspace);
       decompose(R, together);
-      compose(together, U, H);
+      compose(together, wanted, U, H);
     } else {
-      iterate(R[0], inverses[0], U[0], H[0]);
+      iterate(R[0], inverses[0], wanted, U[0], H[0]);
     }
   }
 
@@ -58,7 +59,7 @@ class PolarFactors {
       for (index_t r = 0; r < k; ++r) x_[c * k + r] = broadcast(basis[r * k + c]);
       reciprocals_[c] = broadcast(1.0);
     }
-    compose(1, &U, &H);
+    compose(1, true, &U, &H);
     return k - rank;
   }
 
@@ -79,10 +80,11 @@ class PolarFactors {
   }
 
   // U = X S^-1 V^T, H = V S V^T; columns of X and V are neighbours.
-  void compose(index_t together, const Dense* U, const Dense* H) {
+  void compose(index_t together, bool wanted, const Dense* U, const Dense* H) {
     const index_t k = count_;
     product(x_, reciprocals_);
     detail::from_lanes(work_, k, 1, together, k, false, U);
+    if (!wanted) return;
     for (index_t c = 0; c < k; ++c) reciprocals_[c] = values_[c] * power_;
     product(right_, reciprocals_);
     detail::from_lanes(work_, k, 1, together, k, false, H);
@@ -100,7 +102,7 @@ class PolarFactors {
     }
   }
 
-  void iterate(const Dense& R, const Dense& inverse_of_R, const Dense& U, const Dense& H) {
+  void iterate(const Dense& R, const Dense& inverse_of_R, bool wanted, const Dense& U, const Dense& H) {
     const index_t k = count_;
     const double largest = 1.1 * norm_estimate(R, k), smallest = 0.9 / norm_estimate(inverse_of_R, k);
     double bound = std::min(smallest / largest, 1.0);
@@ -123,6 +125,7 @@ class PolarFactors {
       bound = std::min(reached, 1.0);
       if (settled) break;
     }
+    if (!wanted) return;
     dense_product(U.data, 1, U.step, R, k, k, false, Team(), StoreDense{product_, product_, 0, 1});
     for (index_t i = 0; i < k; ++i) {
       for (index_t j = 0; j < k; ++j) H(i, j) = (product_(i, j) + product_(j, i)) / 2;
