@@ -17,6 +17,7 @@ import householder_rows
 import logits_rows
 import membership_rows
 import newton_schulz_rows
+import orthonormalize_rows
 import sinkhorn_rows
 import skew_rows
 import small_matrix_rows
@@ -36,6 +37,7 @@ OPS = [
     *skew_rows.ROWS,
     *stiefel_rows.ROWS,
     *householder_rows.ROWS,
+    *orthonormalize_rows.ROWS,
 ]
 
 every_op = pytest.mark.parametrize("op", OPS, ids=lambda op: op.title)

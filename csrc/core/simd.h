@@ -56,9 +56,10 @@ inline Vec<T> load_partial(const T* from, index_t count) {
   return load(lanes);
 }
 
+// A difference to zero, which is the value itself: a sum, which is not for -0, would be computed.
 template <class T>
 inline Vec<T> broadcast(T value) {
-  return Vec<T>{} + value;
+  return value - Vec<T>{};
 }
 
 inline Vec<float> square_root(Vec<float> v) {

@@ -11,6 +11,7 @@ from .ops.grassmann import grassmann_exp, grassmann_transport
 from .ops.grassmann_means import flag_mean, grassmann_log, karcher_mean
 from .ops.newton_schulz import newton_schulz
 from .ops.householder import householder_apply, householder_product, householder_vectors
+from .ops.orthonormalize import orthonormalize
 from .ops.pairwise_similarity import (
     pairwise_cca,
     pairwise_linear_cka,
@@ -59,6 +60,7 @@ __all__ = [
     "logdet_gram",
     "nested_overlap",
     "newton_schulz",
+    "orthonormalize",
     "pairwise_cca",
     "pairwise_linear_cka",
     "pairwise_procrustes",

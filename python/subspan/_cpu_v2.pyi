@@ -176,6 +176,16 @@ def householder_apply(
     factors: Any | None,
     transpose: bool,
     right: bool,
+def orthonormalize(
+    A: Any, Q: Any, triangle: Any | None, info: Any | None, polar: bool, rows: bool, threads: int, /
+) -> None: ...
+def orthonormalize_gradient(
+    Q: Any,
+    triangle: Any,
+    d_Q: Any | None,
+    d_triangle: Any | None,
+    d_A: Any,
+    polar: bool,
     rows: bool,
     threads: int,
     /,

@@ -10,7 +10,7 @@ from torch import Tensor
 from .factor import factor_dtype, result_dtype, without_autocast
 
 
-def _finite_items(matrices: Tensor) -> tuple[Tensor, Tensor]:
+def finite_items(matrices: Tensor) -> tuple[Tensor, Tensor]:
     """The matrices, with zeros for items that are not finite, and NaN or 0 for each item, to be added to its results:
     what torch does with such items depends on the platform."""
     poison = (matrices * 0).sum((-2, -1))
@@ -30,7 +30,7 @@ class _SVD(torch.autograd.Function):
 
     @staticmethod
     def forward(M: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        finite, poison = _finite_items(M)
+        finite, poison = finite_items(M)
         left, values, right = torch.linalg.svd(finite, full_matrices=False)
         return values + poison[..., None], left + poison[..., None, None], right + poison[..., None, None]
 
@@ -49,7 +49,7 @@ class _Eigh(torch.autograd.Function):
 
     @staticmethod
     def forward(A: Tensor) -> tuple[Tensor, Tensor]:
-        finite, poison = _finite_items(A.tril())
+        finite, poison = finite_items(A.tril())
         values, vectors = torch.linalg.eigh(finite)
         return values + poison[..., None], vectors + poison[..., None, None]
 
