@@ -9,8 +9,8 @@ from .ops.difference_subspace import difference_subspace
 from .ops.flags import flag_distance, nested_overlap
 from .ops.grassmann import grassmann_exp, grassmann_transport
 from .ops.grassmann_means import flag_mean, grassmann_log, karcher_mean
-from .ops.newton_schulz import newton_schulz
 from .ops.householder import householder_apply, householder_product, householder_vectors
+from .ops.newton_schulz import newton_schulz
 from .ops.orthonormalize import orthonormalize
 from .ops.pairwise_similarity import (
     pairwise_cca,
@@ -50,10 +50,10 @@ __all__ = [
     "grassmann_exp",
     "grassmann_log",
     "grassmann_transport",
-    "inverse_retract",
     "householder_apply",
     "householder_product",
     "householder_vectors",
+    "inverse_retract",
     "ista",
     "karcher_mean",
     "linear_cka",

@@ -160,13 +160,8 @@ def grassmann_step(
     /,
 ) -> None: ...
 def grassmann_transport(X: Any, D: Any, V: Any, result: Any, rows: bool, threads: int, /) -> None: ...
-def newton_schulz(G: Any, result: Any, coefficients: list[float], threads: int, /) -> None: ...
-def newton_schulz_list(G: list[Any], results: list[Any], coefficients: list[float], threads: int, /) -> None: ...
 def cayley(A: Any, Q: Any, W: Any | None, threads: int, /) -> None: ...
 def cayley_gradient(W: Any, G: Any, d_A: Any, threads: int, /) -> None: ...
-def skew_expm(A: Any, Q: Any, threads: int, /) -> None: ...
-def skew_expm_gradient(A: Any, Q: Any, G: Any, d_A: Any, threads: int, /) -> None: ...
-def stiefel_retract(X: Any, V: Any, result: Any, method: int, rows: bool, threads: int, /) -> None: ...
 def householder_apply(
     V: Any,
     X: Any,
@@ -176,29 +171,7 @@ def householder_apply(
     factors: Any | None,
     transpose: bool,
     right: bool,
-def orthonormalize(
-    A: Any, Q: Any, triangle: Any | None, info: Any | None, polar: bool, rows: bool, threads: int, /
-) -> None: ...
-def orthonormalize_gradient(
-    Q: Any,
-    triangle: Any,
-    d_Q: Any | None,
-    d_triangle: Any | None,
-    d_A: Any,
-    polar: bool,
     rows: bool,
-    threads: int,
-    /,
-) -> None: ...
-def householder_product(
-    V: Any,
-    tau: Any | None,
-    result: Any,
-    coefficients: Any | None,
-    factors: Any | None,
-    columns: int,
-    rows: bool,
-    lapack: bool,
     threads: int,
     /,
 ) -> None: ...
@@ -221,6 +194,18 @@ def householder_apply_gradient(
     threads: int,
     /,
 ) -> None: ...
+def householder_product(
+    V: Any,
+    tau: Any | None,
+    result: Any,
+    coefficients: Any | None,
+    factors: Any | None,
+    columns: int,
+    rows: bool,
+    lapack: bool,
+    threads: int,
+    /,
+) -> None: ...
 def householder_product_gradient(
     V: Any,
     tau: Any | None,
@@ -237,3 +222,22 @@ def householder_product_gradient(
     threads: int,
     /,
 ) -> None: ...
+def newton_schulz(G: Any, result: Any, coefficients: list[float], threads: int, /) -> None: ...
+def newton_schulz_list(G: list[Any], results: list[Any], coefficients: list[float], threads: int, /) -> None: ...
+def orthonormalize(
+    A: Any, Q: Any, triangle: Any | None, info: Any | None, polar: bool, rows: bool, threads: int, /
+) -> None: ...
+def orthonormalize_gradient(
+    Q: Any,
+    triangle: Any,
+    d_Q: Any | None,
+    d_triangle: Any | None,
+    d_A: Any,
+    polar: bool,
+    rows: bool,
+    threads: int,
+    /,
+) -> None: ...
+def skew_expm(A: Any, Q: Any, threads: int, /) -> None: ...
+def skew_expm_gradient(A: Any, Q: Any, G: Any, d_A: Any, threads: int, /) -> None: ...
+def stiefel_retract(X: Any, V: Any, result: Any, method: int, rows: bool, threads: int, /) -> None: ...

@@ -215,7 +215,7 @@ class Group {
     Workspace workspace;
     const Columns q = Columns::take(call_.length, count_, workspace);
     double* triangle = workspace.take<double>(count_ * count_);
-    read_columns(call_.rows ? transposed(call_.A) : call_.A, item, q);
+    read_columns(call_.rows ? transposed(call_.A) : call_.A, item, item, q);
     double poison = 0;
     for (index_t c = 0; c < count_; ++c) {
       for (index_t r = 0; r < call_.length; ++r) poison += q.column(c)[r] * 0;
