@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.linalg import cholesky_ex, solve_triangular
 
 from .. import _stiefel
 from .factor import factor_dtype, identity, result_dtype, without_autocast
@@ -96,26 +95,3 @@ def _through_P(x: Tensor, v: Tensor, d_x: Tensor, d_p: Tensor) -> tuple[Tensor, 
     """The gradients with P = V - X C / 2 resolved."""
     along = x.mT @ d_p
     return d_x - (d_p @ (v.mT @ x) + v @ along.mT) / 2, d_p - x @ along / 2
-
-
-# --- until orthonormalize is here -------------------------------------------------------------------------------------
-
-
-def qr_factor(A: Tensor) -> Tensor:
-    """Q of A = Q R with a positive diagonal, by the Cholesky factor of A^T A."""
-    result: Tensor = solve_triangular(cholesky_ex(A.mT @ A)[0].mT, A, upper=True, left=False)
-    return result
-
-
-def polar_factor(A: Tensor) -> Tensor:
-    """A (A^T A)^-1/2 by the iteration of Denman and Beavers (1976), smooth at equal singular values."""
-    gram = A.mT @ A
-    norm = gram.detach().diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
-    norm = torch.where(norm > 0, norm, 1)
-    root, inverse_root = gram / norm, identity(gram.shape[-1], gram) + 0 * gram
-    for _ in range(_stiefel.SIGN_STEPS):
-        root, inverse_root = (
-            (root + _stiefel.inverse(inverse_root)) / 2,
-            (inverse_root + _stiefel.inverse(root)) / 2,
-        )
-    return A @ (inverse_root / norm.sqrt())

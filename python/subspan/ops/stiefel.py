@@ -9,6 +9,7 @@ import numpy as np
 from .. import _check, _native, _route, _stiefel
 from .grassmann import broadcast_bases
 from .grassmann_means import double, on_cupy, result, transposed
+from .orthonormalize import orthonormalize
 from .skew import cayley
 
 composite: Any = None  # without torch there is nothing to compose
@@ -53,21 +54,6 @@ def _apply(op: str, function: Any, rows: bool, *arrays: Any) -> Any:
         value = function(*(np.where(finite, frame, 0) for frame in frames))
     value = result(np.where(finite, value, np.nan), first)
     return np.ascontiguousarray(transposed(value)) if rows else value
-
-
-def _orthonormalized(op: str, A: Any, method: str, rows: bool) -> Any:
-    """What orthonormalize(A, method, layout=...) is going to be called for."""
-    if not isinstance(A, np.ndarray):
-        return _apply(op, composite.qr_factor if method == "qr" else composite.polar_factor, rows, A)
-
-    def factor(frame: Any) -> Any:
-        if method == "qr":
-            Q, R = np.linalg.qr(frame)
-            return Q * np.where(np.diagonal(R, axis1=-2, axis2=-1) < 0, -1, 1)[..., None, :]
-        U, _, Vh = np.linalg.svd(frame, full_matrices=False)
-        return U @ Vh
-
-    return _apply(op, factor, rows, A)
 
 
 def _rotated_whole(X: Any, V: Any) -> Any:
@@ -142,8 +128,11 @@ def retract(X: Any, V: Any, method: str = "qr", *, layout: str = "columns") -> A
 
 def _moved(op: str, X: Any, V: Any, method: str, rows: bool) -> Any:
     compute = _check.promoted(_check.COMPUTE_DTYPE[X.dtype], _check.COMPUTE_DTYPE[V.dtype])
+    n, k = X.shape[-2:] if not rows else X.shape[:-3:-1]
+    if k > n:
+        raise ValueError(f"{op}: X: expected frames, of no more vectors than dimensions, got shape {tuple(X.shape)}")
     total = _check.cast(X, compute) + _check.cast(V, compute)
-    return result(_orthonormalized(op, total, method, rows), X)
+    return result(orthonormalize(total, method, layout="rows" if rows else "columns"), X)
 
 
 def inverse_retract(X: Any, Y: Any, method: str = "qr", *, layout: str = "columns") -> Any:
