@@ -45,16 +45,15 @@ void multiply_commuting(const Symmetric<T>& left, const Symmetric<T>& right, con
   }
 }
 
-// Completes a matrix whose upper triangle is known: squares of kLanes x kLanes entries are combined and mirrored. With
-// `row_squares`, one entry for kLanes rows, also the sums of squares of the entries. The team must wait afterwards.
+// Completes a matrix whose upper triangle is known: squares of kLanes x kLanes entries are combined and mirrored. The
+// team must wait afterwards.
 template <class T>
-void complete_symmetric(const Symmetric<T>& to, const Combination<T>& combination, double* row_squares, Team team) {
+void complete_symmetric(const Symmetric<T>& to, const Combination<T>& combination, Team team) {
   constexpr index_t lanes = kLanes<T>;
   const index_t width = to.panels.width;
   Vec<T> square[lanes];
   for (index_t i = team.rank() * lanes; i < to.size; i += team.size() * lanes) {
     const index_t rows = std::min(lanes, to.size - i);
-    double squares = 0;
     for (index_t j = i; j < to.size; j += lanes) {
       T* upper = to.panels.at(i, j);
       for (index_t r = 0; r < lanes; ++r) {
@@ -73,29 +72,13 @@ void complete_symmetric(const Symmetric<T>& to, const Combination<T>& combinatio
           for (index_t c = 0; c < r; ++c) square[r][c] = mirrored[r][c];
         }
       }
-      if (row_squares) {
-        Vec<T> sum{};
-        for (index_t r = 0; r < rows; ++r) sum += square[r] * square[r];
-        T total = 0;
-        for (index_t lane = 0; lane < lanes; ++lane) total += sum[lane];
-        squares += (i == j ? 1.0 : 2.0) * static_cast<double>(total);
-      }
       for (index_t r = 0; r < lanes; ++r) store(upper + r * width, square[r]);
       if (i != j) {
         transpose_square<T>(square);
         for (index_t r = 0; r < lanes; ++r) store(to.panels.at(j + r, i), square[r]);
       }
     }
-    if (row_squares) row_squares[i / lanes] = squares;
   }
-}
-
-// Of the whole matrix, from the sums of its rows.
-template <class T>
-double frobenius_norm(const Symmetric<T>& matrix, const double* row_squares) {
-  double sum = 0;
-  for (index_t i = 0; i < matrix.size; i += kLanes<T>) sum += row_squares[i / kLanes<T>];
-  return std::sqrt(sum);
 }
 
 // About the spectral norm, by a few steps of the power method from `vectors`, 2 * round_up(size, kLanes) entries: not

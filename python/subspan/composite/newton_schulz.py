@@ -40,6 +40,11 @@ def _largest_factor(a: float, b: float, c: float) -> float:
     return max(abs(a), abs(a + b + c), inside)
 
 
+def _corrects_errors(a: float, b: float, c: float) -> bool:
+    """Whether 1 is a fixed point that errors do not leave."""
+    return abs(a + b + c - 1) < 1e-6 and abs(a + 3 * b + 5 * c) < 1e-6
+
+
 def _steps(coefficients: Sequence[float]) -> list[tuple[float, float, float]]:
     return [(coefficients[i], coefficients[i + 1], coefficients[i + 2]) for i in range(0, len(coefficients), 3)]
 
@@ -51,7 +56,8 @@ def _factor(R: Tensor, a: float, b: float, c: float) -> Tensor:
 
 @without_autocast
 def _iterate(G: Tensor, coefficients: Sequence[float]) -> Tensor:
-    """On the shorter side; see the kernel. It starts anew where a matrix of rank one would need it."""
+    """On the shorter side; see the kernel. It starts anew where a matrix of rank one would need it, and before a last
+    step that undoes errors of X."""
     if not G.numel():
         return torch.empty_like(G, dtype=result_dtype(G))
     X = _normalised(G, result_dtype(G))[0]
@@ -61,7 +67,8 @@ def _iterate(G: Tensor, coefficients: Sequence[float]) -> Tensor:
         Z = _factor(R, a, b, c)
         Q = Z if Q is None else Q @ Z
         growth *= _largest_factor(a, b, c) ** 2
-        if k + 1 == len(steps) or growth > NOISE:
+        correcting = k + 2 == len(steps) and _corrects_errors(*steps[-1])
+        if k + 1 == len(steps) or growth > NOISE or correcting:
             X, Q, growth = Q @ X, None, 1.0
             R = X @ X.mT if k + 1 < len(steps) else R
         else:

@@ -102,9 +102,10 @@ def newton_schulz(G: Any, steps: int = 5, coefficients: Any = "muon") -> Any:
 
     Cost:
         With s = min(m, n) and l = max(m, n): s^2 (4 s steps + 3 l) flops, since all but the first and the last product
-        are of symmetric s x s matrices. Where small singular values would be lost in that, the iteration starts anew
-        from X_k, for 3 s^2 (l - s) flops more. Scratch memory of four s x s matrices for each thread, less than one
-        matrix of G for the rest. On devices without a kernel matrices of equal shape in a list are stacked.
+        are of symmetric s x s matrices. Where small singular values would be lost in that, and before a last step that
+        undoes errors, the iteration starts anew from X_k, for 3 s^2 (l - s) flops more. Scratch memory of four s x s
+        matrices for each thread, and less than one matrix of G for the rest. On devices without a kernel matrices of
+        equal shape in a list are stacked.
 
     Gradient:
         In closed form. Nothing is saved but G: the backward pass repeats the iteration and keeps X_k of every step
