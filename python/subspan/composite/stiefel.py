@@ -53,45 +53,66 @@ def _exp(X: Tensor, V: Tensor) -> Tensor:
 
 @without_autocast
 def retract_gradient(grad: Tensor, X: Tensor, V: Tensor, method: int, rows: bool) -> tuple[Tensor, Tensor]:
-    """In closed form, in operations that can be differentiated again."""
+    """In closed form, in operations that can be differentiated again. Everything is a combination of the columns of
+    X, V and the upstream gradient: their Gram matrix tells all products, and nothing long is formed but the results."""
     g, x, v = (columns(array, rows, factor_dtype(X)) for array in (grad, X, V))
+    k = x.shape[-1]
     g = g * finite(x, v)
-    d_x, d_v = (_cayley_gradient if method == CAYLEY else _exp_gradient)(g, x, v)
+    frames = torch.cat([x, v], -1)
+    own, cross = frames.mT @ frames, frames.mT @ g
+    # The square of g itself is never asked for.
+    gram = torch.cat([torch.cat([own, cross], -1), torch.cat([cross.mT, 0 * (g.mT @ x)], -1)], -2)
+    one = identity(3 * k, own) + 0 * own[..., :1, :1].detach() if k else identity(0, own)
+    d_x, d_v = (_cayley_gradient if method == CAYLEY else _exp_gradient)(
+        gram, own, one[..., 2 * k :], one[..., :k], one[..., k : 2 * k]
+    )
+    both = torch.cat([d_x, d_v], -1)
+    both = frames @ both[..., : 2 * k, :] + g @ both[..., 2 * k :, :]
+    d_x, d_v = both[..., :k], both[..., k:]
     if rows:
         d_x, d_v = d_x.mT, d_v.mT
     return d_x.to(X.dtype), d_v.to(V.dtype)
 
 
-def _cayley_gradient(g: Tensor, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+def _cayley_gradient(gram: Tensor, own: Tensor, g: Tensor, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Y = O X with O = M^-1 (I + W/2), M = I - W/2, O + I = 2 M^-1. With L = M^-T g and T = M^-1 X = (X + Y) / 2 the
     gradient of W is L T^T, and d Y = O dX + ... gives 2 L - g to X: one more solution with the same 2k x 2k matrix."""
-    U, Z = _stiefel.generator(x, v)
-    k = x.shape[-1]
-    core = _stiefel.inverse(identity(2 * k, U) - Z.mT @ U / 2)
-    T = x + U @ (core @ (Z.mT @ x)) / 2
-    L = g + Z @ (core.mT @ (U.mT @ g)) / 2
-    P = U[..., :k]
+
+    def inner(a: Tensor, b: Tensor) -> Tensor:
+        return a.mT @ gram @ b
+
+    P = v - x @ inner(x, v) / 2
+    U, Z = torch.cat([P, x], -1), torch.cat([x, -P], -1)
+    core = _stiefel.inverse(identity(U.shape[-1], U) - inner(Z, U) / 2)
+    T = x + U @ (core @ inner(Z, x)) / 2
+    L = g + Z @ (core.mT @ inner(U, g)) / 2
     # W = P X^T - X P^T
-    d_p = L @ (T.mT @ x) - T @ (L.mT @ x)
-    return _through_P(x, v, 2 * L - g + T @ (L.mT @ P) - L @ (T.mT @ P), d_p)
+    d_p = L @ inner(T, x) - T @ inner(L, x)
+    d_x = 2 * L - g + T @ inner(L, P) - L @ inner(T, P)
+    return _through_P(gram, x, v, d_x, d_p)
 
 
-def _exp_gradient(g: Tensor, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+def _exp_gradient(gram: Tensor, own: Tensor, g: Tensor, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """The adjoint of the derivative of the exponential at T = Z^T U is its derivative at T^T, a block of the
-    exponential of [[T^T, gradient], [0, T^T]]."""
-    U, Z, s = _balanced(x, v)
+    exponential of [[T^T, gradient], [0, T^T]]. T is made of `own`, the part of the Gram matrix without the gradient."""
     k = x.shape[-1]
-    T = Z.mT @ U
-    product = U.mT @ g
-    of_E = torch.cat([0 * product, product], -1)
-    lower = torch.cat([0 * T, T.mT], -1)
-    E = _stiefel.exponential(torch.cat([torch.cat([T.mT, of_E], -1), lower], -2), T.mT)
+    along = x[..., : 2 * k, :].mT @ own @ v[..., : 2 * k, :]
+    P = v - x @ along / 2
+    p = P[..., : 2 * k, :]
+    squares = (p * (own @ p)).detach().sum((-2, -1))[..., None, None]
+    s = torch.where(squares > 0, squares, 1).sqrt()
+    U, Z = torch.cat([P / s, x], -1), torch.cat([x * s, -P], -1)
+    T = Z[..., : 2 * k, :].mT @ own @ U[..., : 2 * k, :]
+    product = U.mT @ gram @ g
+    upper = torch.cat([T.mT, 0 * product, product], -1)
+    E = _stiefel.exponential(torch.cat([upper, torch.cat([0 * T, T.mT], -1)], -2), T.mT)
     e, of_T = E[..., k : 2 * k, : 2 * k], E[..., : 2 * k, 2 * k :]
     of_U, of_Z = g @ e + Z @ of_T, U @ of_T.mT
-    return _through_P(x, v, of_U[..., k:] + of_Z[..., :k] * s, of_U[..., :k] / s - of_Z[..., k:])
+    d_x, d_p = of_U[..., k:] + of_Z[..., :k] * s, of_U[..., :k] / s - of_Z[..., k:]
+    return _through_P(gram, x, v, d_x, d_p)
 
 
-def _through_P(x: Tensor, v: Tensor, d_x: Tensor, d_p: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradients with P = V - X C / 2 resolved."""
-    along = x.mT @ d_p
-    return d_x - (d_p @ (v.mT @ x) + v @ along.mT) / 2, d_p - x @ along / 2
+def _through_P(gram: Tensor, x: Tensor, v: Tensor, d_x: Tensor, d_p: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients with P = V - X X^T V / 2 resolved."""
+    along = x.mT @ gram @ d_p
+    return d_x - (d_p @ (v.mT @ gram @ x) + v @ along.mT) / 2, d_p - x @ along / 2
