@@ -97,11 +97,12 @@ def orthonormalize(
         ValueError: more columns than rows, an unknown method or layout.
 
     Cost:
-        2 n k^2 flops and k^3 / 3 for a Cholesky factor of A^T A, as many again where a second pass is needed, all in
-        float64 for every type. float32 input needs it from condition numbers of about 1e4 on, float64 input from about
-        2 on; from 1e6 on Householder's reflections take over, item by item. Frames of at most 64 entries are
-        orthonormalised column by column, 8 at once. The polar factor adds the factors of a k x k matrix: Jacobi's
-        method up to 24 columns, Halley's iteration beyond.
+        2 n k^2 flops and k^3 / 3 for a Cholesky factor of A^T A, as many again where a second pass is needed, in
+        float64 for every type; well-conditioned float32 frames of 32, 48, 64 ... columns in float32 with float64 block
+        sums. A second pass is needed from condition numbers of about 1e3 on (float32) or 2 on (float64); from 1e6 on
+        Householder's reflections take over, item by item. Frames of at most 64 entries and 16 rows are orthonormalised
+        column by column, several at once. The polar factor adds the factors of a k x k matrix: Jacobi's method up to 24
+        columns and for ill-conditioned items, Halley's iteration otherwise. No memory beyond thread-local buffers.
 
     Gradient:
         Closed form in Q and R, which are saved; the polar one divides by sums of singular values, never by differences.
