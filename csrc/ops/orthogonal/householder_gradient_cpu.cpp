@@ -12,7 +12,8 @@ struct LeftTile {
 };
 
 template <class T>
-LeftTile<T> left_tile(const MatrixView& from, index_t row, index_t first, index_t depth, T* copy) {
+[[gnu::always_inline]] inline LeftTile<T> left_tile(const MatrixView& from, index_t row, index_t first, index_t depth,
+                                                    T* copy) {
   if (from.native<T>() && row + kTileRows <= from.rows) {
     return {from.at<T>(row, first), from.row_step, from.column_step};
   }
@@ -79,6 +80,10 @@ class VectorGradient {
       const index_t row = block * kRows, rows = std::min(kRows, reflectors_.length() - row);
       const Panels<T> sums{sums_ + team.rank() * panel_elements<T>(kRows, count_), kRows, width_};
       T* copies = copies_ + team.rank() * kRows * kSumBlock;
+      if (narrow()) {
+        add_narrow(row, rows, result, sums.data, copies);
+        continue;
+      }
       add_products(upstream_, row, rows, 0, true, sums, copies);
       if (!identity_) add_products(input_[0], row, rows, columns_, false, sums, copies);
       add_vectors(row, rows, sums, copies);
@@ -100,6 +105,45 @@ class VectorGradient {
     for (index_t first = team.rank() * width_; first < count_; first += team.size() * width_) {
       body(first, std::min(width_, count_ - first));
     }
+  }
+
+  // Whether a row of the result is one vector and a short sum, which then stays in a register. What decides is the
+  // shape alone, so that no layout changes a bit.
+  bool narrow() const {
+    return count_ <= kLanes<T> && width_ == kLanes<T> && !reflectors_.lapack() && right_.depth <= kSumBlock;
+  }
+
+  void add_narrow(index_t row, index_t rows, const MatrixView& result, T* sums, T* copies) const {
+    const Vec<T> inverses = load(inverses_);
+    const T* right = right_.data;
+    const bool direct = result.column_step == 1;
+    for (index_t first = 0; first < rows; first += kTileRows) {
+      Vec<T> tile[kTileRows] = {};
+      const index_t present = std::min<index_t>(kTileRows, rows - first);
+      add_tile(left_tile(upstream_, row + first, 0, columns_, copies), right, columns_, tile);
+      if (!identity_) {
+        add_tile(left_tile(input_[0], row + first, 0, columns_, copies), right + columns_ * width_, columns_, tile);
+      }
+      add_tile(left_tile(reflectors_.given(), row + first, 0, count_, copies), right + 2 * columns_ * width_, count_,
+               tile);
+      for (index_t i = 0; i < present; ++i) {
+        const index_t own = row + first + i;
+        if (identity_ && own < columns_) tile[i] += load(right + (columns_ + own) * width_);
+        tile[i] *= inverses;
+        if (direct) {
+          store_entries(result.at<T>(own, 0), tile[i], count_);
+        } else {
+          store(sums + (first + i) * width_, tile[i]);
+        }
+      }
+    }
+    if (!direct) store_strip(sums, width_, result, row, rows, 0, count_);
+  }
+
+  static void add_tile(const LeftTile<T>& left, const T* right, index_t depth, Vec<T> (&tile)[kTileRows]) {
+    Vec<T> sums[kTileRows][1];
+    multiply_strided_tile<1>(left.data, left.entry, left.step, right, kLanes<T>, depth, sums);
+    for (int i = 0; i < kTileRows; ++i) tile[i] += sums[i][0];
   }
 
   // The upper triangle of R P^T, of P R^T for Q^T.

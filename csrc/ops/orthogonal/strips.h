@@ -53,16 +53,23 @@ inline void copy_entries(const T* from, index_t count, T* to) {
   for (; i < count; ++i) to[i] = from[i];
 }
 
+// A half vector and zeros, without a way through memory, where half a vector would wait for the other half.
+template <class T>
+inline Vec<T> load_half(const T* from) {
+  alignas(kVectorBytes) static constexpr T zeros[kLanes<T> / 2] = {};
+  return load_halves(from, zeros);
+}
+
 // The first `count` lanes of v; whole and half vectors, which most are, in one piece.
 template <class T>
 inline void store_entries(T* to, Vec<T> v, index_t count) {
   constexpr index_t half = kLanes<T> / 2;
   if (count >= kLanes<T>) return store(to, v);
   T lanes[kLanes<T>];
-  store(lanes, v);
   if (count == half) {
-    std::memcpy(to, &v, half * sizeof(T));
+    store_halves(to, lanes, v);
   } else {
+    store(lanes, v);
     for (index_t i = 0; i < count; ++i) to[i] = lanes[i];
   }
 }
@@ -74,9 +81,7 @@ inline void copy_padded(const T* from, index_t count, T* to) {
   index_t i = 0;
   for (; i + kLanes<T> <= count; i += kLanes<T>) store(to + i, load(from + i));
   if (count - i == half) {
-    Vec<T> v{};
-    std::memcpy(&v, from + i, half * sizeof(T));
-    store(to + i, v);
+    store(to + i, load_half(from + i));
   } else if (i < count) {
     store(to + i, load_partial(from + i, count - i));
   }
@@ -98,11 +103,7 @@ inline void copy_rows(const T* from, index_t step, index_t rows, index_t count, 
   from += whole * lanes;
   to += whole * lanes;
   if (rest == half) {
-    for (index_t i = 0; i < rows; ++i) {
-      Vec<T> v{};
-      std::memcpy(&v, from + i * step, half * sizeof(T));
-      store(to + i * width, v);
-    }
+    for (index_t i = 0; i < rows; ++i) store(to + i * width, load_half(from + i * step));
   } else if (rest > 0) {
     for (index_t i = 0; i < rows; ++i) copy_padded(from + i * step, rest, to + i * width);
   }
@@ -121,6 +122,15 @@ void load_strip(const MatrixView& from, index_t row, index_t rows, index_t first
   }
   if (!clear && from.native<T>() && from.column_step == 1) {
     copy_rows(from.at<T>(row, first), from.row_step, rows, count, to, width);
+    return;
+  }
+  if (!clear && from.native<T>() && from.column_step == 0) {  // an expanded number, as the gradient of a sum is
+    const index_t padded = round_up(count, kLanes<T>);
+    for (index_t i = 0; i < rows; ++i, to += width) {
+      const Vec<T> value = broadcast(*from.at<T>(row + i, first));
+      for (index_t c = 0; c < padded; c += kLanes<T>) store(to + c, value);
+      std::fill(to + count, to + padded, T(0));
+    }
     return;
   }
   const Rows<T> in = from.by_rows<T>();
