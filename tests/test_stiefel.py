@@ -318,3 +318,26 @@ def test_threads_give_the_same_bits() -> None:
 def test_wrong_arguments(call: Callable[..., Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call(torch.eye(4, 2))
+
+
+@pytest.mark.parametrize("layout", ["columns", "rows"])
+@pytest.mark.parametrize("method", ["qr", "polar", "cayley", "exp"])
+def test_retract_tells_the_status_of_each_item(method: str, layout: str) -> None:
+    X = torch.linalg.qr(torch.randn(3, 9, 2, dtype=torch.float64)).Q
+    V = subspan.project_tangent(X, torch.randn(3, 9, 2, dtype=torch.float64))
+    V[1, 2, 0] = float("nan")
+    if layout == "rows":
+        X, V = X.mT, V.mT
+    alone = subspan.retract(X, V, method, layout=layout)
+    for arrays in ((X, V), (X.numpy(), V.numpy())):
+        Y, info = subspan.retract(*arrays, method, layout=layout, return_info=True)
+        assert info.tolist() == [0, -1, 0] and str(info.dtype).endswith("int32")
+        torch.testing.assert_close(torch.as_tensor(Y), alone, rtol=0, atol=1e-14, equal_nan=True)
+
+
+def test_retract_tells_of_missing_rank() -> None:
+    X = torch.eye(5, 2, dtype=torch.float64)
+    V = torch.zeros(5, 2, dtype=torch.float64)
+    V[:, 1] = X[:, 0] - X[:, 1]  # X + V has two equal columns
+    assert subspan.retract(X, V, "qr", return_info=True)[1] == 2
+    assert subspan.retract(X, V, "polar", return_info=True)[1] == 1

@@ -66,7 +66,7 @@ def _rotated_whole(X: Any, V: Any) -> Any:
 _LARGE_RANK = 16
 
 
-def retract(X: Any, V: Any, method: str = "qr", *, layout: str = "columns") -> Any:
+def retract(X: Any, V: Any, method: str = "qr", *, layout: str = "columns", return_info: bool = False) -> Any:
     r"""Moves a frame in the direction of a tangent vector and keeps its columns orthonormal.
 
     .. math:: R_X(V) = \begin{cases}
@@ -86,10 +86,13 @@ def retract(X: Any, V: Any, method: str = "qr", *, layout: str = "columns") -> A
             take X + V as it is; for "cayley" and "exp" its tangent part counts.
         method: "qr", "polar", "cayley" or "exp".
         layout: "rows" for frames and vectors as rows, (\*batch, k, n), read in place.
+        return_info: also return the status of each item.
 
     Returns:
         A frame in the layout and, once the batch is broadcast, the shape of X; float64 for float64 X and float32
-        otherwise. An item that is not finite is NaN.
+        otherwise. An item that is not finite is NaN. Then with ``return_info`` an int32 array (\*batch): 0; -1 for an
+        item that is not finite, or, with "qr" and "polar" of an X + V without full rank, what :func:`orthonormalize`
+        says of it.
 
     Raises:
         TypeError, ValueError: wrong arrays or shapes, an unknown method or layout.
@@ -118,21 +121,35 @@ def retract(X: Any, V: Any, method: str = "qr", *, layout: str = "columns") -> A
     op = "retract"
     rows, (X, V) = broadcast_bases(op, layout, X, V=V)
     kind = _check.choice(op, "method", method, _METHODS)
+    _check.flag(op, "return_info", return_info)
     if kind < 2:
-        return _moved(op, X, V, method, rows)
+        Y, info = _moved(op, X, V, method, rows)
+        return (Y, info) if return_info else Y
     n, k = X.shape[-2:] if not rows else X.shape[:-3:-1]
     if method == "cayley" and k > _LARGE_RANK and 2 * k >= n:
-        return _apply(op, _rotated_whole, rows, X, V)
-    return _stiefel_retract(1, X, V, kind - 2, rows)[0]
+        Y = _apply(op, _rotated_whole, rows, X, V)
+    else:
+        Y = _stiefel_retract(1, X, V, kind - 2, rows)[0]
+    return (Y, _status(Y)) if return_info else Y
 
 
-def _moved(op: str, X: Any, V: Any, method: str, rows: bool) -> Any:
+def _status(Y: Any) -> Any:
+    """0, or -1 where an item is not finite."""
+    constant = Y.detach() if _check.is_torch(Y) else Y
+    with np.errstate(invalid="ignore"):
+        finite = (constant * 0).sum((-2, -1)) == 0
+    return (finite.int() if _check.is_torch(Y) else finite.astype("int32")) - 1
+
+
+def _moved(op: str, X: Any, V: Any, method: str, rows: bool) -> tuple[Any, Any]:
+    """The orthonormal factor of X + V, and its status."""
     compute = _check.promoted(_check.COMPUTE_DTYPE[X.dtype], _check.COMPUTE_DTYPE[V.dtype])
     n, k = X.shape[-2:] if not rows else X.shape[:-3:-1]
     if k > n:
         raise ValueError(f"{op}: X: expected frames, of no more vectors than dimensions, got shape {tuple(X.shape)}")
     total = _check.cast(X, compute) + _check.cast(V, compute)
-    return result(orthonormalize(total, method, layout="rows" if rows else "columns"), X)
+    Q, info = orthonormalize(total, method, layout="rows" if rows else "columns", return_info=True)
+    return result(Q, X), info
 
 
 def inverse_retract(X: Any, Y: Any, method: str = "qr", *, layout: str = "columns") -> Any:
@@ -312,6 +329,6 @@ def transport(X: Any, V: Any, W: Any, method: str = "qr", *, layout: str = "colu
     rows, (X, V, W) = broadcast_bases(op, layout, X, V=V, W=W)
     kind = _check.choice(op, "method", method, _METHODS)
     if kind < 2:
-        Y = _moved(op, X, V, method, rows)
+        Y, _ = _moved(op, X, V, method, rows)
         return result(_apply(op, _stiefel.project_tangent, rows, Y, W), X)
     return _apply(op, _carried_by_cayley if method == "cayley" else _carried_by_exp, rows, X, V, W)
