@@ -341,3 +341,18 @@ def test_retract_tells_of_missing_rank() -> None:
     V[:, 1] = X[:, 0] - X[:, 1]  # X + V has two equal columns
     assert subspan.retract(X, V, "qr", return_info=True)[1] == 2
     assert subspan.retract(X, V, "polar", return_info=True)[1] == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "units"), [("qr", 4), ("polar", 4), ("cayley", 16 * 1e5**0.5), ("exp", 16 * 1e5**0.5)]
+)
+def test_a_hundred_thousand_steps(method: str, units: float) -> None:
+    """Orthonormal factors forget the errors of earlier steps. Those of rotations add up like a random walk, not in
+    proportion to the number of steps."""
+    generator = torch.Generator().manual_seed(0)
+    X = torch.linalg.qr(torch.randn(6, 2, generator=generator)).Q.contiguous()
+    directions = 0.1 * torch.randn(16, 6, 2, generator=generator)
+    for step in range(100_000):
+        X = subspan.retract(X, directions[step % 16], method)
+    error = (X.double().mT @ X.double() - torch.eye(2, dtype=torch.float64)).abs().max()
+    assert error < units * torch.finfo(torch.float32).eps
