@@ -91,9 +91,10 @@ def retract(X: Any, V: Any, method: str = "qr", *, layout: str = "columns", retu
     Returns:
         A frame in the layout and, once the batch is broadcast, the shape of X; float64 for float64 X and float32
         otherwise. An item that is not finite is NaN. Over many steps "qr" and "polar" stay orthonormal to rounding;
-        errors of "cayley" and "exp" add up with the square root of the number of steps. Then with ``return_info`` an int32 array (\*batch): 0; -1 for an
-        item that is not finite, or, with "qr" and "polar" of an X + V without full rank, what :func:`orthonormalize`
-        says of it.
+        errors of "cayley" and "exp" add up with the square root of the number of steps.
+
+        With ``return_info`` also an int32 array (\*batch): 0; -1 for an item that is not finite; with "qr" and "polar"
+        of an X + V without full rank, what :func:`orthonormalize` says of it.
 
     Raises:
         TypeError, ValueError: wrong arrays or shapes, an unknown method or layout.
