@@ -3,6 +3,7 @@
 #pragma once
 #include "core/batch.h"
 #include "core/pack.h"
+#include "core/small_matrix/gram_schmidt.h"
 
 namespace subspan {
 
@@ -28,21 +29,10 @@ struct Dense {
 namespace detail {
 
 template <class Stored>
-inline Vec<double> load_as_double(const Stored* from) {
-#if defined(__AVX512F__)
-  if constexpr (sizeof(Stored) == 4) return (Vec<double>)_mm512_cvtps_pd(_mm256_loadu_ps(from));  // not in two halves
-#endif
-  typedef Stored Narrow __attribute__((vector_size(kLanes<double> * sizeof(Stored))));
-  Narrow entries;
-  std::memcpy(&entries, from, sizeof entries);
-  return __builtin_convertvector(entries, Vec<double>);
-}
-
-template <class Stored>
-inline Vec<double> load_as_double(const Stored* from, index_t count) {
+inline Vec<double> load_double(const Stored* from, index_t count) {
   Stored entries[kLanes<double>] = {};
   std::memcpy(entries, from, static_cast<std::size_t>(count) * sizeof(Stored));
-  return load_as_double(entries);
+  return load_double(entries);
 }
 
 template <class Stored>
@@ -148,7 +138,7 @@ class Frame {
     constexpr index_t lanes = kLanes<double>;
     for (index_t r = 0; r < length_; r += lanes) {
       const index_t present = std::min(lanes, length_ - r);
-      const Vec<double> x = present == lanes ? detail::load_as_double(in + r) : detail::load_as_double(in + r, present);
+      const Vec<double> x = present == lanes ? detail::load_double(in + r) : detail::load_double(in + r, present);
       detail::store_as(out + r, x * factor, present);
     }
   }
@@ -161,12 +151,12 @@ class Frame {
     index_t r = 0;
     for (; r + 4 * lanes <= length_; r += 4 * lanes) {
       for (int i = 0; i < 4; ++i) {
-        const Vec<double> x = detail::load_as_double(in + r + i * lanes);
+        const Vec<double> x = detail::load_double(in + r + i * lanes);
         sums[i] += x * x;
       }
     }
     for (; r < length_; r += lanes) {
-      const Vec<double> x = detail::load_as_double(in + r, std::min(lanes, length_ - r));
+      const Vec<double> x = detail::load_double(in + r, std::min(lanes, length_ - r));
       sums[0] += x * x;
     }
     const Vec<double> total = (sums[0] + sums[1]) + (sums[2] + sums[3]);
@@ -178,18 +168,22 @@ class Frame {
   template <class Stored>
   void pack_native(const Stored* data, index_t first, index_t size, const Dense& to) const {
     constexpr index_t lanes = kLanes<double>;
+    constexpr index_t kAhead = 4096 / sizeof(Stored);  // the hardware follows a stream only within a page of memory
     if (column_step_ == 1) {
       const index_t count = count_, from_step = row_step_, to_step = to.step;  // stores might change the members
       const Stored* in = data + first * from_step;
       double* out = to.data;
       if (count == lanes) {
-        for (index_t r = 0; r < size; ++r, in += from_step, out += to_step) store(out, detail::load_as_double(in));
+        for (index_t r = 0; r < size; ++r, in += from_step, out += to_step) {
+          __builtin_prefetch(in + kAhead, 0, 3);
+          store(out, detail::load_double(in));
+        }
         return;
       }
       for (index_t r = 0; r < size; ++r, in += from_step, out += to_step) {
         index_t c = 0;
-        for (; c + lanes <= count; c += lanes) store(out + c, detail::load_as_double(in + c));
-        if (c < count) store(out + c, detail::load_as_double(in + c, count - c));
+        for (; c + lanes <= count; c += lanes) store(out + c, detail::load_double(in + c));
+        if (c < count) store(out + c, detail::load_double(in + c, count - c));
       }
       return;
     }
@@ -201,8 +195,8 @@ class Frame {
         for (index_t i = 0; i < lanes; ++i) {
           const Stored* in = data + first + r + (c + i) * column_step_;
           square[i] = c + i >= count_    ? Vec<double>{}
-                      : present == lanes ? detail::load_as_double(in)
-                                         : detail::load_as_double(in, present);
+                      : present == lanes ? detail::load_double(in)
+                                         : detail::load_double(in, present);
         }
         transpose_square<double>(square);
         for (index_t i = 0; i < present; ++i) store(to.row(r + i) + c, square[i]);

@@ -66,7 +66,7 @@ inline void add_as_double(double* to, Vec<float> sums) {
 #pragma GCC unroll 2
   for (int part = 0; part < 2; ++part) {
     double* out = to + part * kLanes<double>;
-    store(out, load(out) + load_as_double(halves + part * kLanes<double>));
+    store(out, load(out) + load_double(halves + part * kLanes<double>));
   }
 }
 }  // namespace detail

@@ -27,7 +27,7 @@ namespace detail {
 
 // Half of the lanes of a vector, or all of them, in float64.
 inline Vec<double> widen(const Vec<float>& v, int part) {
-  return load_as_double(reinterpret_cast<const float*>(&v) + part * kLanes<double>);
+  return load_double(reinterpret_cast<const float*>(&v) + part * kLanes<double>);
 }
 inline Vec<double> widen(const Vec<double>& v, int) { return v; }
 inline void narrow(Vec<double> from, int part, Vec<float>& to) {
