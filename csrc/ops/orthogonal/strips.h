@@ -124,15 +124,6 @@ void load_strip(const MatrixView& from, index_t row, index_t rows, index_t first
     copy_rows(from.at<T>(row, first), from.row_step, rows, count, to, width);
     return;
   }
-  if (!clear && from.native<T>() && from.column_step == 0) {  // an expanded number, as the gradient of a sum is
-    const index_t padded = round_up(count, kLanes<T>);
-    for (index_t i = 0; i < rows; ++i, to += width) {
-      const Vec<T> value = broadcast(*from.at<T>(row + i, first));
-      for (index_t c = 0; c < padded; c += kLanes<T>) store(to + c, value);
-      std::fill(to + count, to + padded, T(0));
-    }
-    return;
-  }
   const Rows<T> in = from.by_rows<T>();
   T scratch[std::max<index_t>(kPanelWidth<T>, 32)];
   for (index_t i = 0; i < rows; ++i, to += width) {
