@@ -58,6 +58,17 @@ def retract_exp(X: Tensor, V: Tensor) -> Tensor:
     return X @ E[..., :k, :k] + N @ E[..., k:, :k]
 
 
+def retract_exp_by_generator(X: Tensor, V: Tensor) -> Tensor:
+    """exp(W) X with W = U Z^T = P X^T - X P^T, a map of any X, orthonormal or not: its gradients can be compared."""
+    k = X.shape[-1]
+    P = V - X @ (X.mT @ V) / 2
+    U, Z = torch.cat([P, X], -1), torch.cat([X, -P], -1)
+    T = Z.mT @ U
+    upper = torch.cat([T, _identity(2 * k, X).expand_as(T)], -1)
+    E = torch.matrix_exp(torch.cat([upper, torch.zeros_like(upper)], -2))
+    return X + U @ (E[..., : 2 * k, 2 * k :] @ (Z.mT @ X))
+
+
 # --- the code people copy ---------------------------------------------------------------------------------------
 
 

@@ -77,21 +77,28 @@ def retract(method: str, backward: bool, frames: int, n: int, k: int, bars: tupl
         product = X.mT @ D
         return X, D - X @ (product + product.mT) / 2
 
-    plain: dict[str, Callable[..., Tensor]] = {"cayley": baseline.retract_cayley, "exp": baseline.retract_exp}
+    # Forms of the geodesic that hold for orthonormal X alone have other gradients normal to the manifold.
+    of_any_X: dict[str, Callable[..., Tensor]] = {
+        "cayley": baseline.retract_cayley,
+        "exp": baseline.retract_exp_by_generator,
+    }
+    plain = {"2k × 2k": of_any_X[method]}
+    peers: tuple[Variant, ...] = ()
     if method == "cayley":  # of one frame: the others take as long
-        peer = Variant(PEER, "geoopt, n × n", lambda X, V: baseline.retract_whole(X[:1], V[:1]), scale=frames)
-    else:
-        peer = Variant(PEER, "QR", baseline.exp_by_qr)
+        peers = (Variant(PEER, "geoopt, n × n", lambda X, V: baseline.retract_whole(X[:1], V[:1]), scale=frames),)
+    elif not backward:
+        peers = (Variant(PEER, "QR", baseline.exp_by_qr),)
+        plain["2k × 2k of orthonormal X"] = baseline.retract_exp
     return Case(
         name=f"retract {method} {frames}×({n}×{k})",
         op="retract",
         make_inputs=inputs,
         variants=(
-            peer,
-            Variant(PLAIN, "2k × 2k", plain[method]),
+            *peers,
+            *(Variant(PLAIN, label, function) for label, function in plain.items()),
             Variant(SUBSPAN, "subspan", partial(subspan.retract, method=method)),
         ),
-        reference=plain[method],
+        reference=of_any_X[method],
         flops=(24 if backward else 8) * frames * n * k**2,
         bytes=(6 if backward else 3) * FLOAT * frames * n * k,
         bars=bars,
