@@ -5,6 +5,8 @@
 
 namespace subspan {
 
+constexpr index_t kLookahead = 4096;  // bytes; half of that is too late on memory that is not cached
+
 class Lookahead {
  public:
   // One matrix that is read in the order of its memory, and after it item `next`.
@@ -18,8 +20,8 @@ class Lookahead {
   // Asks for as many bytes as are about to be read at `at`. Memory that does not exist is not asked for: a prefetch
   // never fails.
   void operator()(const void* at, index_t bytes) const {
-    constexpr index_t kDistance = 4096, kLine = 64;  // 2 KB is too late on memory that is not cached
-    index_t offset = static_cast<const char*>(at) - begin_ + kDistance;
+    constexpr index_t kLine = 64;
+    const index_t offset = static_cast<const char*>(at) - begin_ + kLookahead;
     const char* ahead = offset < bytes_ ? begin_ + offset : next_ + (offset - bytes_);
     for (index_t i = 0; i < bytes; i += kLine) __builtin_prefetch(ahead + i, 0, 3);
   }

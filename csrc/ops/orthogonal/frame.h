@@ -168,14 +168,13 @@ class Frame {
   template <class Stored>
   void pack_native(const Stored* data, index_t first, index_t size, const Dense& to) const {
     constexpr index_t lanes = kLanes<double>;
-    constexpr index_t kAhead = 4096 / sizeof(Stored);  // the hardware follows a stream only within a page of memory
     if (column_step_ == 1) {
       const index_t count = count_, from_step = row_step_, to_step = to.step;  // stores might change the members
       const Stored* in = data + first * from_step;
       double* out = to.data;
       if (count == lanes) {
         for (index_t r = 0; r < size; ++r, in += from_step, out += to_step) {
-          __builtin_prefetch(in + kAhead, 0, 3);
+          __builtin_prefetch(in + kLookahead / sizeof(Stored), 0, 3);
           store(out, detail::load_double(in));
         }
         return;
@@ -313,8 +312,6 @@ inline void write_product(const Dense (&blocks)[inputs], const Dense (&weights)[
   const index_t step = blocks[0].step;  // all have the same
   if (step == kLanes<double>) {
     with_step(std::integral_constant<index_t, kLanes<double>>{});
-  } else if (step == 9 * kLanes<double>) {
-    with_step(std::integral_constant<index_t, 9 * kLanes<double>>{});
   } else {
     with_step(step);
   }

@@ -25,6 +25,11 @@ def _tiny(count: int, like: Tensor) -> float:
     return count * torch.finfo(like.dtype).eps
 
 
+def _keep_factors(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*output)
+
+
 class _QR(torch.autograd.Function):
     """Q and R with a diagonal >= 0, which is 0 where a column lies in the span of those before it."""
 
@@ -42,10 +47,7 @@ class _QR(torch.autograd.Function):
         poison = poison[..., None, None]
         return Q * signs[..., None, :] + poison, R + poison
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*output)
+    setup_context = staticmethod(_keep_factors)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> Tensor | None:
@@ -64,10 +66,7 @@ class _Polar(torch.autograd.Function):
         poison = poison[..., None, None]
         return left @ right + poison, (right.mT * values[..., None, :]) @ right + poison
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*output)
+    setup_context = staticmethod(_keep_factors)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> Tensor | None:
