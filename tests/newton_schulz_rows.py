@@ -49,7 +49,8 @@ def degenerate() -> list[Sample]:
 def growth(G: np.ndarray, steps: int = 5, coefficients: Any = "muon") -> Bounds:
     """In the spectral norm, which bounds every entry. A step is a function of X = U diag(x) V^T of slope p', and p'' is
     that of its gradient; on the shorter side it also meets the error of R, which is |R_0| times the square of the
-    growth since the last start, up to 16; the growth is estimated to within a factor of two."""
+    growth since the last start. That is up to 12, where the kernel starts anew, by an estimate that is taken to be right
+    to a factor of two."""
     m, n = G.shape
     values = np.linalg.svd(G, compute_uv=False)
     norm = np.linalg.norm(values)
@@ -65,8 +66,8 @@ def growth(G: np.ndarray, steps: int = 5, coefficients: Any = "muon") -> Bounds:
         rounding = abs(a) + 3 * abs(b) * r[-1] + 5 * abs(c) * r[-1] ** 2
         slopes.append(slope)
         gradient_errors.append(bend * error + rounding)
-        error = slope * error + rounding * largest + (abs(b) + 2 * abs(c) * r[-1]) * min(noise, 64) * largest
-        noise = min(noise * np.abs(a + b * r + c * r**2).max() ** 2, 64)
+        error = slope * error + rounding * largest + (abs(b) + 2 * abs(c) * r[-1]) * min(noise, 24) * largest
+        noise = min(noise * np.abs(a + b * r + c * r**2).max() ** 2, 24)
         x = np.abs(reference.compose(x, [(a, b, c)]))
     product = np.prod(slopes)
     gradient = sum(product / slope * own for slope, own in zip(slopes, gradient_errors, strict=True) if slope)
