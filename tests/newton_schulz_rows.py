@@ -49,8 +49,8 @@ def degenerate() -> list[Sample]:
 def growth(G: np.ndarray, steps: int = 5, coefficients: Any = "muon") -> Bounds:
     """In the spectral norm, which bounds every entry. A step is a function of X = U diag(x) V^T of slope p', and p'' is
     that of its gradient; on the shorter side it also meets the error of R, which is |R_0| times the square of the
-    growth since the last start. That is up to 12, where the kernel starts anew, by an estimate that is taken to be right
-    to a factor of two."""
+    growth since the last start. That is up to 12, where the kernel starts anew, by an estimate that is taken to be
+    right to a factor of two."""
     m, n = G.shape
     values = np.linalg.svd(G, compute_uv=False)
     norm = np.linalg.norm(values)
