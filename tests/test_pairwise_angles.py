@@ -94,6 +94,35 @@ def test_a_set_with_itself(name: str, dtype: torch.dtype) -> None:
             assert (diagonal == perfect).all()
 
 
+@every_function
+@REAL
+def test_dependent_columns(name: str, dtype: torch.dtype) -> None:
+    """Their directions are missing: at right angles to everything, in the subspace itself too."""
+    A, B = bases(6, 5, 24, 3) @ invertible(7, 3, 5), bases(8, 4, 24, 3) @ invertible(9, 3, 5)
+    A[1, :, 2] = A[1, :, 0]
+    A[3, :, 1] = 0
+    B[2] = A[1]
+    A, B = A.to(dtype), B.to(dtype)
+    for other in (B, A):
+        got, expected = FUNCTIONS[name](A, other, pairwise=True), loop(FUNCTIONS[name], A, other)
+        assert torch.equal(got.isinf(), expected.isinf())
+        finite = expected.isfinite()
+        bound = 8 * tolerance(name, dtype, 24) * expected[finite].double().clamp(min=1)
+        assert ((got - expected)[finite].abs() <= bound).all(), largest((got - expected)[finite])
+
+
+def test_dependent_columns_in_torch_operations() -> None:
+    from subspan import _angle_functions
+    from subspan.composite import pairwise_angles as composite
+
+    Q = bases(6, 3, 24, 3)
+    Q[1, :, 2] = 0
+    martin = _angle_functions.METRICS["martin"]
+    value, _ = composite.pairwise_angles(Q, Q, martin, False, False)
+    apart = torch.tensor([[False, True, False], [True, True, True], [False, True, False]])
+    assert torch.equal(value.isinf(), apart)
+
+
 @pytest.mark.parametrize("orthonormal", [False, True], ids=["", "assume_orthonormal"])
 def test_constructed_angles(orthonormal: bool) -> None:
     """The accuracy of a pair, for each of the pairs."""

@@ -120,6 +120,16 @@ void write_rows(const Columns& from, double added, T* to) {
   }
 }
 
+// How many columns of an orthonormal basis are not zero: those that are stand for directions that depend on others.
+inline index_t independent_columns(const Columns& basis) {
+  index_t count = 0;
+  for (index_t c = 0; c < basis.count; ++c) {
+    const double* column = basis.column(c);
+    count += std::any_of(column, column + basis.rows, [](double entry) { return entry != 0; });
+  }
+  return count;
+}
+
 // In halves, which is shorter than one after the other.
 inline double sum_lanes(Vec<double> v) {
   double lanes[kLanes<double>];

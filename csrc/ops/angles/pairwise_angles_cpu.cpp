@@ -108,16 +108,18 @@ bool write_overlap(const Values<T>& out, index_t i, index_t j, double overlap, d
   return out.number(i, j, parameters.squared ? square : std::sqrt(square)), true;
 }
 
-// Angles of lane `lane` from cosines alone, which decide where none is below pi / 4; false where they do not.
+// Angles of lane `lane` from cosines alone, which decide where none is below pi / 4; false where they do not. Beyond
+// the rank of either basis cosines are rounding errors of zero.
 template <class T>
-bool far_angles(const Vec<T>* cosines, index_t lane, index_t count, double* to, index_t unpaired, Angles& angles) {
+bool far_angles(const Vec<T>* cosines, index_t lane, index_t count, index_t rank, double* to, index_t unpaired,
+                Angles& angles) {
   double *angle = to, *cosine = to + count, *sine = to + 2 * count;
   for (index_t i = 0; i < count; ++i) {
     const double c = static_cast<double>(cosines[i][lane]);
     if (2 * c * c > 1) return false;
-    cosine[i] = c;
-    sine[i] = std::sqrt(1 - c * c);
-    angle[i] = std::atan2(sine[i], c);
+    cosine[i] = i < rank ? c : 0 * c;
+    sine[i] = std::sqrt(1 - cosine[i] * cosine[i]);
+    angle[i] = std::atan2(sine[i], cosine[i]);
   }
   angles = {angle, cosine, sine, count, unpaired};
   return true;
@@ -132,6 +134,9 @@ void run_item(const BasisSet& A, const BasisSet& B, const Values<T>& out, int th
   Workspace shared;
   const PairwiseProducts<T> multiplied(A, B, shared.take<T>(PairwiseProducts<T>::packed_elements(B)));
   parallel_team(threads, [&](Team team) { multiplied.pack_share(team); });
+  index_t *ranks_A = shared.take<index_t>(A.count()), *ranks_B = shared.take<index_t>(B.count());
+  count_independent<T>(A, ranks_A);
+  count_independent<T>(B, ranks_B);
   const auto finish = [&](index_t i, index_t j, const PrincipalPairs& pairs, index_t lane) {
     out.write(i, j, pairs.angles(lane));
     out.status(i, j, pairs.info(lane) < 0 ? -1 : 0);
@@ -149,7 +154,11 @@ void run_item(const BasisSet& A, const BasisSet& B, const Values<T>& out, int th
     double* numbers = workspace.take<double>(3 * count);
     for (index_t i = 0; i < bases; ++i) {
       TensorView row = products_of(products, i, A, B);
-      if (out.symmetric) out.write_zero(first + i, square_sum<T>(row, first + i) * 0, unpaired);
+      if (out.symmetric && ranks_A[first + i] == A.width()) {
+        out.write_zero(first + i, square_sum<T>(row, first + i) * 0, unpaired);
+      } else if (out.symmetric) {
+        close.add(first + i, first + i);
+      }
       const index_t start = out.symmetric ? first + i + 1 : 0;
       if (overlap) {
         for (index_t j = start; j < B.count(); ++j) {
@@ -167,7 +176,8 @@ void run_item(const BasisSet& A, const BasisSet& B, const Values<T>& out, int th
         for (index_t lane = 0; lane < lanes.present; ++lane) {
           const index_t j = start + lanes.first + lane;
           Angles angles;
-          if (!far_angles<T>(cosines, lane, count, numbers, unpaired, angles)) {
+          const index_t rank = std::min(ranks_A[first + i], ranks_B[j]);
+          if (!far_angles<T>(cosines, lane, count, rank, numbers, unpaired, angles)) {
             close.add(first + i, j);
             continue;
           }
@@ -183,8 +193,7 @@ void run_item(const BasisSet& A, const BasisSet& B, const Values<T>& out, int th
   });
 }
 
-// --- gradient
-// ---------------------------------------------------------------------------------------------------------
+// --- the gradient -----------------------------------------------------------------------------------------------
 
 template <class T>
 struct Gradient {
@@ -221,6 +230,9 @@ void run_gradient_item(const BasisSet& A, const BasisSet& B, const Gradient<T>& 
   Workspace shared;
   const PairwiseProducts<T> multiplied(A, B, shared.take<T>(PairwiseProducts<T>::packed_elements(B)));
   parallel_team(threads, [&](Team team) { multiplied.pack_share(team); });
+  index_t *ranks_A = shared.take<index_t>(A.count()), *ranks_B = shared.take<index_t>(B.count());
+  count_independent<T>(A, ranks_A);
+  count_independent<T>(B, ranks_B);
   const auto finish = [&](index_t i, index_t j, const PrincipalPairs& pairs, index_t lane) {
     Workspace workspace;
     double* h = workspace.take<double>(count);
@@ -257,7 +269,8 @@ void run_gradient_item(const BasisSet& A, const BasisSet& B, const Gradient<T>& 
         for (index_t lane = 0; lane < lanes.present; ++lane) {
           const index_t j = lanes.first + lane;
           Angles angles;
-          if (!far_angles<T>(cosines, lane, count, numbers, unpaired, angles)) {
+          const index_t rank = std::min(ranks_A[first + i], ranks_B[j]);
+          if (!far_angles<T>(cosines, lane, count, rank, numbers, unpaired, angles)) {
             close.add(first + i, j);
             continue;
           }

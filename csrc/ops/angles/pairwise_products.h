@@ -33,6 +33,28 @@ struct BasisSet {
   }
 };
 
+// How many columns of each basis are not zero, as independent_columns.
+template <class T>
+void count_independent(const BasisSet& set, index_t* counts) {
+  const index_t rows = set.rows(), width = set.width();
+  Workspace workspace;
+  T* scratch = workspace.take<T>(width);
+  bool* seen = workspace.take<bool>(width);
+  for (index_t i = 0; i < set.count(); ++i) {
+    const Rows<T> basis(batch_item(set.view, 2, i), set.view.dtype, set.view.step(-2), set.view.step(-1));
+    std::fill_n(seen, width, false);
+    counts[i] = 0;
+    for (index_t k = 0; k < rows && counts[i] < width; ++k) {  // one row, as a rule
+      const T* in = basis.read(k, 0, width, scratch);
+      for (index_t a = 0; a < width; ++a) {
+        if (seen[a] || in[a] == 0) continue;
+        seen[a] = true;
+        ++counts[i];
+      }
+    }
+  }
+}
+
 // Columns of bases first ... first + count - 1, side by side, into columns `column` ... of panels.
 template <class T>
 void pack_bases(const BasisSet& set, index_t first, index_t count, index_t column, const Panels<T>& to) {

@@ -107,9 +107,11 @@ class PrincipalPairs {
       read_columns(swapped_ ? A_ : B_, of_narrow[lane], next(of_narrow), narrow);
       read_columns(swapped_ ? B_ : A_, of_wide[lane], next(of_wide), wide);
       const double tolerance = parameters_.rank_tol;
-      index_t rank = count_, other = wide_;
-      if (!parameters_.orthonormal) rank = orthonormalize(narrow, tolerance, narrow_triangle_ + lane * count_ * count_);
-      if (!parameters_.orthonormal) other = orthonormalize(wide, tolerance, wide_triangle_ + lane * wide_ * wide_);
+      const auto rank_of = [&](const Columns& basis, double* triangle) {
+        return parameters_.orthonormal ? independent_columns(basis) : orthonormalize(basis, tolerance, triangle);
+      };
+      const index_t rank = rank_of(narrow, narrow_triangle_ + lane * count_ * count_);
+      const index_t other = rank_of(wide, wide_triangle_ + lane * wide_ * wide_);
       info_[lane] = static_cast<std::int32_t>(std::min(rank, other));
       products(narrow, wide, product, wide_);
       double square = 0;

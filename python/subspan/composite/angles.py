@@ -32,7 +32,7 @@ def orthonormal_basis(A: Tensor, orthonormal: bool, rank_tol: float) -> tuple[Te
     size = A.shape[-1]
     if orthonormal:
         eye = torch.eye(size, dtype=A.dtype, device=A.device).expand(*A.shape[:-2], size, size)
-        return A, eye, torch.ones((*A.shape[:-2], size), dtype=torch.bool, device=A.device)
+        return A, eye, (A != 0).any(-2)  # a column of zeros stands for one that depends on others
     finite, poison = A.isfinite().all(-1).all(-1), (A * 0).sum((-2, -1))
     A = torch.where(finite[..., None, None], A, 0)
     largest = A.detach().abs().amax(-2, keepdim=True) if A.shape[-2] else A.sum(-2, keepdim=True)
