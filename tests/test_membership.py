@@ -6,13 +6,11 @@ transpose would be accepted too, are compared with what the transpose would give
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import functools
 import json
 import math
 import os
-import pathlib
 import subprocess
 import sys
 from collections.abc import Callable
@@ -30,6 +28,7 @@ import subspan
 from coding_rate_growth import class_growth, reduction_growth, soft_class_growth, soft_reduction_growth
 from coding_rate_points import gradient_bound, nearly_collapsed, value_bound
 from op_row import SAFETY, within
+from resident_memory import extra_bytes, needs_counter
 from sample_arrays import normal, uniform
 from subspan.composite import grams, khatri_rao
 from subspan.composite import membership as composite
@@ -375,22 +374,8 @@ def step(function: str, Z: Tensor, membership: Tensor) -> None:
         torch.autograd.grad(value, (Z, membership))
 
 
-def peak(call: Callable[[], None]) -> int:
-    """Bytes by which a call raises the resident memory of the process at most."""
-
-    def field(name: str) -> int:
-        status = pathlib.Path("/proc/self/status").read_text()
-        return 1024 * int(status.split(f"{name}:")[1].split()[0])
-
-    ctypes.CDLL(None).malloc_trim(0)
-    pathlib.Path("/proc/self/clear_refs").write_text("5")
-    before = field("VmRSS")
-    call()
-    return field("VmHWM") - before
-
-
 @pytest.mark.no_sanitizer
-@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the system has no such counter")
+@needs_counter
 def test_kernels_need_no_copy_of_the_features_for_every_class() -> None:
     """Not even half of k n d numbers, with gradients; measured in a fresh process, along with k copies themselves."""
     environment = os.environ | {"SUBSPAN_DISABLE": "0"}
@@ -447,5 +432,5 @@ if __name__ == "__main__":  # one line of JSON: for each shape the peaks, forwar
         peaks.append({})
         for function in ("rates", "reduction", "k copies"):
             step(function, normal(3, 8, 4), uniform(4, 3, 8))
-            peaks[-1][function] = peak(functools.partial(step, function, normal(1, n, d), uniform(2, k, n)))
+            peaks[-1][function] = extra_bytes(functools.partial(step, function, normal(1, n, d), uniform(2, k, n)))
     print(json.dumps(peaks))

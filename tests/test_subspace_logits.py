@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +10,7 @@ import torch
 from torch import Tensor
 
 import subspan
+from resident_memory import extra_bytes, needs_counter
 from sample_arrays import normal
 from subspan import _native
 from subspan.composite import subspace_logits as composite
@@ -163,6 +160,7 @@ def test_float32_is_no_worse_than_torch() -> None:
 # --- memory ---
 
 
+@needs_counter
 def test_no_projections_are_stored_without_a_gradient() -> None:
     """Neither as an array nor in the kernel's own memory, which is some strips. With a gradient they are: the measure
     sees them."""
@@ -174,24 +172,6 @@ def test_no_projections_are_stored_without_a_gradient() -> None:
     with torch.no_grad():
         assert extra_bytes(lambda: subspan.subspace_logits(x, W)) < projections / 4
     assert extra_bytes(lambda: subspan.subspace_logits(x, W)) > projections / 2
-
-
-def extra_bytes(function: Callable[[], Any]) -> int:
-    """Largest resident memory during a call, beyond that before it: Linux forgets the largest so far when asked, and
-    the C library gives back the pages of what was freed."""
-
-    def resident(which: str) -> int:
-        status = Path("/proc/self/status").read_text().splitlines()
-        return next(1024 * int(line.split()[1]) for line in status if line.startswith(which))
-
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError as error:
-        pytest.skip(f"the peak of resident memory cannot be reset here: {error}")
-    getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)(0)
-    before = resident("VmRSS")
-    function()
-    return resident("VmHWM") - before
 
 
 def test_only_the_gradient_asked_for_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
