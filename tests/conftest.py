@@ -9,6 +9,12 @@ from typing import Any
 
 import hypothesis
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers share the cores, and a thread that spins at a barrier keeps another worker from its core. Read by OpenMP
+    # when torch loads it.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import torch
 
 # On a busy machine a deadline fails for no fault of the code. CI always draws the same examples.
@@ -16,6 +22,12 @@ hypothesis.settings.register_profile("default", deadline=None, max_examples=60)
 hypothesis.settings.register_profile("ci", deadline=None, max_examples=60, derandomize=True, database=None)
 hypothesis.settings.register_profile("short", deadline=None, max_examples=15, derandomize=True, database=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "default"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """As many workers as `-n auto` starts: each holds torch and a thread for every core."""
+    return min(8, len(os.sched_getaffinity(0)))
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import os
 import re
@@ -51,14 +52,25 @@ def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The package built with sanitizers and emulated CUDA kernels, in a directory of its own."""
     if reason := why_not():
         pytest.skip(reason)
-    target = tmp_path_factory.mktemp("sanitized")
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent  # of all workers of a run: whichever comes first builds for all
+    target = shared / "sanitized"
+    with (shared / "sanitized.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (target / "complete").exists():
+            build(target)
+            (target / "complete").touch()
+    return target
+
+
+def build(target: Path) -> None:
     options = ["cmake.define.SUBSPAN_SANITIZE=ON", "cmake.define.SUBSPAN_EMULATOR=ON", "cmake.define.SUBSPAN_CUDA=OFF"]
     options += ["cmake.define.SUBSPAN_CPU_LEVELS=native", "build-dir=build/sanitized", "install.strip=false"]
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-build-isolation", "--no-deps"]
     command += ["--target", str(target), *(part for option in options for part in ("-C", option)), str(REPOSITORY)]
     built = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
     assert built.returncode == 0, built.stdout[-4000:] + built.stderr[-4000:]
-    return target
 
 
 def run(target: Path, code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
