@@ -21,18 +21,17 @@ class Item {
     matrix_ = {workspace.take<T>(panel_elements<T>(depth, features_)), depth, width};
     block_ = std::min(kPackBytes / (width * static_cast<index_t>(sizeof(T))), round_up(samples_, kLanes<T>));
     packed_ = workspace.take<T>(panel_elements<T>(block_, features_) * team_size);
-    const index_t side = (features_ + kLanes<T> - 1) / kLanes<T>;
-    square_sums_ = workspace.take<double>(side * (side + 1) / 2);
+    tile_ = workspace.take<T>(width * width * team_size);
+    pair_sums_ = workspace.take<double>(panel_count<T>(features_) * (panel_count<T>(features_) + 1) / 2);
   }
 
   // Run by every member of the team; the contrast is complete when all have returned.
   void run(T* contrast, T* covariance, T* d_z, const CovarianceParameters& parameters, Team team) const {
-    form_covariance(team);
-    const index_t squares = update(covariance, d_z != nullptr, parameters, team);
+    const index_t pairs = form(covariance, d_z != nullptr, parameters, team);
     team.barrier();
     if (team.rank() == 0) {
       double sum = 0;
-      for (index_t i = 0; i < squares; ++i) sum += square_sums_[i];
+      for (index_t i = 0; i < pairs; ++i) sum += pair_sums_[i];
       *contrast = static_cast<T>(sum + (sum - sum));  // not finite: NaN
     }
     if (!d_z) return;
@@ -42,92 +41,148 @@ class Item {
   }
 
  private:
-  // The upper triangle of B in matrix_.
-  void form_covariance(Team team) const {
-    if (samples_ == 0) {  // no samples have no covariance
-      if (team.rank() == 0) std::fill_n(matrix_.data, panel_elements<T>(matrix_.depth, features_), T(0));
-      team.barrier();
-      return;
-    }
+  // B, C' and the matrix of the gradient. The upper triangle of B is summed up in matrix_; its last block of samples is
+  // added a pair of panels at a time, which is finished while it lies in the first-level cache. Returns the number of
+  // pairs.
+  index_t form(T* covariance, bool gradient, const CovarianceParameters& parameters, Team team) const {
     const Panels<T> packed{packed_ + team.rank() * panel_elements<T>(block_, features_), block_, matrix_.width};
-    for (index_t k = 0; k < samples_; k += block_) {
-      const index_t depth = std::min(block_, samples_ - k);
-      pack_columns(rows_, k, depth, 0, features_, packed);
-      const T scale = k + depth == samples_ ? T(1) / static_cast<T>(samples_) : T(1);
-      multiply(packed, features_, packed, features_, depth, Part::kUpper, team, StorePanels<T>{matrix_, k > 0, scale});
+    index_t done = 0;
+    for (; done + block_ < samples_; done += block_) {
+      pack_columns(rows_, done, block_, 0, features_, packed);
+      multiply(packed, features_, packed, features_, block_, Part::kUpper, team,
+               StorePanels<T>{matrix_, done > 0, T(1)});
     }
-    team.barrier();
-  }
-
-  // Two squares of the matrices at a time, mirror images of each other: C' to the caller, its product with B, and in
-  // place of B the symmetric matrix of the gradient. Returns the number of sums.
-  index_t update(T* covariance, bool gradient, const CovarianceParameters& parameters, Team team) const {
-    index_t turn = 0;
-    for (index_t row = 0; row < features_; row += kLanes<T>) {
-      for (index_t column = row; column < features_; column += kLanes<T>, ++turn) {
-        if (turn % team.size() != team.rank()) continue;
-        square_sums_[turn] = update_square(row, column, covariance, gradient, parameters);
+    if (done > 0) team.barrier();
+    pack_columns(rows_, done, samples_ - done, 0, features_, packed);
+    index_t pair = 0;
+    for (index_t row = 0; row < features_; row += matrix_.width) {
+      for (index_t column = row; column < features_; column += matrix_.width, ++pair) {
+        if (pair % team.size() != team.rank()) continue;
+        const Tile tile{tile_ + team.rank() * matrix_.width * matrix_.width, row, column};
+        multiply_pair(packed, samples_ - done, done > 0, tile);
+        pair_sums_[pair] = update(tile, covariance, gradient, parameters);
       }
     }
-    return turn;
+    return pair;
   }
 
-  double update_square(index_t row, index_t column, T* covariance, bool gradient,
+  // The entries of B from (row, column) on, of two panels: width x width, row after row.
+  struct Tile {
+    T* data;
+    index_t row, column;
+  };
+
+  void multiply_pair(const Panels<T>& packed, index_t depth, bool add, const Tile& tile) const {
+    const index_t width = packed.width;
+    const Panels<T> left{packed.panel(tile.row / width), packed.depth, width};
+    const Panels<T> right{packed.panel(tile.column / width), packed.depth, width};
+    const T scale = T(1) / static_cast<T>(std::max<index_t>(samples_, 1));  // no samples have no covariance
+    multiply(left, std::min(width, features_ - tile.row), right, std::min(width, features_ - tile.column), depth,
+             tile.row == tile.column ? Part::kUpper : Part::kAll, Team(), [&](index_t row, index_t column, auto& sums) {
+               const T* before = add ? matrix_.at(tile.row + row, tile.column + column) : nullptr;
+               T* to = tile.data + row * width + column;
+               for (int i = 0; i < kTileRows; ++i, to += width) {
+                 for (int v = 0; v < static_cast<int>(std::size(sums[i])); ++v) {
+                   const index_t at = i * width + v * kLanes<T>;
+                   store(to + v * kLanes<T>, (add ? load(before + at) + sums[i][v] : sums[i][v]) * scale);
+                 }
+               }
+             });
+  }
+
+  // Two squares of a tile's matrices at a time, mirror images of each other: C' to the caller, its product with B, and
+  // the symmetric matrix of the gradient to matrix_. Returns the sum of the products.
+  double update(const Tile& tile, T* covariance, bool gradient, const CovarianceParameters& parameters) const {
+    constexpr index_t lanes = kLanes<T>;
+    const index_t row_end = std::min(features_, tile.row + matrix_.width);
+    const index_t column_end = std::min(features_, tile.column + matrix_.width);
+    double sum = 0;
+    for (index_t row = tile.row; row < row_end; row += lanes) {
+      for (index_t column = std::max(row, tile.column); column < column_end; column += lanes) {
+        const T* square = tile.data + (row - tile.row) * matrix_.width + column - tile.column;
+        const bool whole = column + lanes <= features_;
+        sum += whole ? update_square<true>(square, row, column, covariance, gradient, parameters)
+                     : update_square<false>(square, row, column, covariance, gradient, parameters);
+      }
+    }
+    return sum;
+  }
+
+  // With H = beta (C + C^T) / 2 a square and its mirror image contribute 2 B (H + (1 - beta) B) to the contrast, and
+  // the gradient's matrix is H + share B. One array of vectors is alive at a time: more would not fit in registers.
+  template <bool Whole>
+  double update_square(const T* square, index_t row, index_t column, T* covariance, bool gradient,
                        const CovarianceParameters& parameters) const {
     constexpr index_t lanes = kLanes<T>;
     const T beta = static_cast<T>(parameters.beta), rest = static_cast<T>(1 - parameters.beta);
     const T share = parameters.detach_covariance ? rest : 2 * rest;
-    Vec<T> current[lanes], here[lanes], there[lanes], sum{};
-    for (index_t i = 0; i < lanes; ++i) {
-      current[i] = row + i < features_ ? keep(load(matrix_.at(row + i, column)), features_ - column) : Vec<T>{};
-      here[i] = beta * previous(row + i, column);
-    }
-    const auto finish = [&](index_t r, index_t c, const Vec<T>& kept, const Vec<T>& b) {
-      const Vec<T> next = kept + rest * b;
-      sum += next * b;
-      if (covariance && r < features_) put(covariance + r * features_ + c, next, features_ - c);
+    const index_t width = matrix_.width, features = features_;
+    const index_t rows = Whole ? lanes : std::min(lanes, features - row);
+    const index_t columns = Whole ? lanes : std::min(lanes, features - column);
+    const auto current = [=](index_t i) {
+      if (Whole) return load(square + i * width);
+      return i < rows ? load_partial(square + i * width, columns) : Vec<T>{};
     };
-    for (index_t i = 0; i < lanes; ++i) finish(row + i, column, here[i], current[i]);
-    if (row == column) {
-      for (index_t i = 0; i < lanes; ++i) there[i] = here[i];
-    } else {
-      Vec<T> mirrored[lanes];
-      for (index_t i = 0; i < lanes; ++i) mirrored[i] = current[i];
+    const auto put = [=](index_t r, index_t c, const Vec<T>& value, index_t count) {
+      T* to = covariance + r * features + c;
+      if (Whole) return store(to, value);
+      for (index_t lane = 0; lane < count; ++lane) to[lane] = value[lane];
+    };
+    T scratch_here[lanes * lanes], scratch_there[lanes * lanes];
+    const Square here = previous(row, column, scratch_here), there = previous(column, row, scratch_there);
+    Vec<T> mirrored[lanes], sum{};
+    if (covariance && row != column) {
+      for (index_t i = 0; i < lanes; ++i) mirrored[i] = current(i);
       transpose_square<T>(mirrored);
-      for (index_t i = 0; i < lanes; ++i) {
-        there[i] = beta * previous(column + i, row);
-        finish(column + i, row, there[i], mirrored[i]);
+      for (index_t i = 0; i < columns; ++i) {
+        put(column + i, row, beta * there.template row<Whole>(i, rows) + rest * mirrored[i], rows);
       }
     }
+    for (index_t i = 0; i < lanes; ++i) {
+      mirrored[i] = i < columns ? there.template row<Whole>(i, rows) : Vec<T>{};
+    }
+    transpose_square<T>(mirrored);
+    for (index_t i = 0; i < rows; ++i) {
+      const Vec<T> b = current(i), before = here.template row<Whole>(i, columns);
+      const Vec<T> mean = T(0.5) * beta * (before + mirrored[i]);
+      sum += b * (mean + rest * b);
+      if (covariance) put(row + i, column, beta * before + rest * b, columns);
+      mirrored[i] = mean + share * b;
+    }
     if (gradient) {
-      transpose_square<T>(there);
-      for (index_t i = 0; i < lanes; ++i) current[i] = T(0.5) * (here[i] + there[i]) + share * current[i];
-      for (index_t i = 0; i < std::min(lanes, features_ - row); ++i) store(matrix_.at(row + i, column), current[i]);
-      transpose_square<T>(current);
-      for (index_t i = 0; i < std::min(lanes, features_ - column); ++i) store(matrix_.at(column + i, row), current[i]);
+      T* to = matrix_.at(row, column);
+      for (index_t i = 0; i < rows; ++i) store(to + i * width, mirrored[i]);
+      if (row != column) {
+        transpose_square<T>(mirrored);
+        to = matrix_.at(column, row);
+        for (index_t i = 0; i < columns; ++i) store(to + i * width, mirrored[i]);
+      }
     }
     double total = 0;
     for (index_t lane = 0; lane < lanes; ++lane) total += static_cast<double>(sum[lane]);
-    return total;
+    return row == column ? total : 2 * total;
   }
 
-  // Entries of C from (row, column) on; zero beyond its edges.
-  Vec<T> previous(index_t row, index_t column) const {
-    if (row >= features_) return Vec<T>{};
+  // A square of C: where it lies, or a copy in `scratch` if its rows do not lie in one piece.
+  struct Square {
+    const T* data;
+    index_t step;
+
+    // `count` entries of row i, zeros after them.
+    template <bool Whole>
+    Vec<T> row(index_t i, index_t count) const {
+      return Whole ? load(data + i * step) : load_partial(data + i * step, count);
+    }
+  };
+  Square previous(index_t row, index_t column, T (&scratch)[kLanes<T> * kLanes<T>]) const {
     const T* from = previous_ + row * row_step_ + column * column_step_;
-    const index_t count = std::min<index_t>(kLanes<T>, features_ - column);
-    if (column_step_ == 1) return count == kLanes<T> ? load(from) : load_partial(from, count);
-    Vec<T> value{};
-    for (index_t lane = 0; lane < count; ++lane) value[lane] = from[lane * column_step_];
-    return value;
-  }
-  static Vec<T> keep(Vec<T> value, index_t count) {
-    for (index_t lane = count; lane < kLanes<T>; ++lane) value[lane] = 0;
-    return value;
-  }
-  static void put(T* to, Vec<T> value, index_t count) {
-    if (count >= kLanes<T>) return store(to, value);
-    for (index_t lane = 0; lane < count; ++lane) to[lane] = value[lane];
+    if (column_step_ == 1) return {from, row_step_};
+    for (index_t i = 0; i < std::min<index_t>(kLanes<T>, features_ - row); ++i) {
+      for (index_t j = 0; j < std::min<index_t>(kLanes<T>, features_ - column); ++j) {
+        scratch[i * kLanes<T> + j] = from[i * row_step_ + j * column_step_];
+      }
+    }
+    return {scratch, kLanes<T>};
   }
 
   Rows<T> rows_;
@@ -136,7 +191,8 @@ class Item {
   Panels<T> matrix_;
   index_t block_;
   T* packed_;
-  double* square_sums_;
+  T* tile_;
+  double* pair_sums_;
 };
 
 }  // namespace
