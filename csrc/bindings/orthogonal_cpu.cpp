@@ -173,10 +173,11 @@ void bind_newton_schulz(py::module_& m) {
     check_newton_schulz(g.view(), out.view(), kDevice);
     const auto polynomials = polynomials_of(coefficients);
     py::gil_scoped_release unlocked;
-    newton_schulz_cpu({g.view()}, {out.view()}, polynomials, threads);
+    newton_schulz_cpu({g.view()}, {out.view()}, polynomials, 0, threads);
   });
   m.def("newton_schulz_list",
-        [](const py::list& G, const py::list& results, const std::vector<double>& coefficients, int threads) {
+        [](const py::list& G, const py::list& results, const std::vector<double>& coefficients, double least_norm,
+           int threads) {
           CHECK(G.size() == results.size(), kNewtonSchulz, ": G: expected as many arrays as results");
           std::deque<ArrayArg> arrays;  // keeps what the views borrow
           std::vector<TensorView> inputs, outputs;
@@ -187,7 +188,7 @@ void bind_newton_schulz(py::module_& m) {
           }
           const auto polynomials = polynomials_of(coefficients);
           py::gil_scoped_release unlocked;
-          newton_schulz_cpu(inputs, outputs, polynomials, threads);
+          newton_schulz_cpu(inputs, outputs, polynomials, least_norm, threads);
         });
 }
 
