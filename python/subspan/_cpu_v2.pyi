@@ -243,3 +243,23 @@ def orthonormalize_gradient(
 def skew_expm(A: Any, Q: Any, threads: int, /) -> None: ...
 def skew_expm_gradient(A: Any, Q: Any, G: Any, d_A: Any, threads: int, /) -> None: ...
 def stiefel_retract(X: Any, V: Any, result: Any, method: int, rows: bool, threads: int, /) -> None: ...
+def stiefel_step(
+    X: list[Any],
+    gradients: list[Any],
+    buffers: list[Any],
+    seconds: list[Any],
+    largest: list[Any],
+    steps: list[float],
+    lr: float,
+    momentum: float,
+    share: float,
+    beta2: float,
+    eps: float,
+    nesterov: bool,
+    maximize: bool,
+    canonical: bool,
+    polar: bool,
+    rows: bool,
+    threads: int,
+    /,
+) -> None: ...

@@ -2,5 +2,6 @@
 
 from .grassmann import GrassmannSGD
 from .muon import Muon
+from .stiefel import StiefelAdam, StiefelSGD
 
-__all__ = ["GrassmannSGD", "Muon"]
+__all__ = ["GrassmannSGD", "Muon", "StiefelAdam", "StiefelSGD"]

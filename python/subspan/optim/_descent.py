@@ -21,6 +21,8 @@ class Descent(torch.optim.Optimizer):
 
     #: Entries of the state that keep their own type when a state is loaded; torch gives them that of the parameter.
     _own_type: tuple[str, ...] = ()
+    #: Whether `_update` is handed the negative gradient where a group is to ascend.
+    _negates = True
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
@@ -38,7 +40,7 @@ class Descent(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         jobs = [
-            (parameter, self._dense(parameter.grad, group), group)
+            (parameter, self._gradient(parameter.grad, group), group)
             for group in self.param_groups
             for parameter in group["params"]
             if parameter.grad is not None
@@ -66,10 +68,10 @@ class Descent(torch.optim.Optimizer):
     def _update(self, jobs: list[Job]) -> None:
         raise NotImplementedError
 
-    def _dense(self, gradient: Tensor, group: dict[str, Any]) -> Tensor:
+    def _gradient(self, gradient: Tensor, group: dict[str, Any]) -> Tensor:
         if gradient.is_sparse:
             raise TypeError(f"{self._name}: params: expected dense gradients, got a sparse one")
-        return gradient.neg() if group["maximize"] else gradient
+        return gradient.neg() if group["maximize"] and self._negates else gradient
 
 
 def check_floating(op: str, parameters: Sequence[Tensor]) -> None:
