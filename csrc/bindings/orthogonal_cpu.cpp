@@ -12,6 +12,7 @@
 #include "ops/orthogonal/orthonormalize.h"
 #include "ops/orthogonal/skew_expm.h"
 #include "ops/orthogonal/stiefel_retract.h"
+#include "ops/orthogonal/stiefel_step.h"
 
 namespace subspan {
 namespace {
@@ -66,6 +67,32 @@ void bind_stiefel(py::module_& m) {
     py::gil_scoped_release unlocked;
     stiefel_retract_cpu(x.view(), v.view(), out.view(), static_cast<Retraction>(method), rows, threads);
   });
+  // Lists of equal length; buffers, seconds and largest may be empty.
+  m.def("stiefel_step",
+        [](const py::list& X, const py::list& gradients, const py::list& buffers, const py::list& seconds,
+           const py::list& largest, const std::vector<double>& steps, double lr, double momentum, double share,
+           double beta2, double eps, bool nesterov, bool maximize, bool canonical, bool polar, bool rows, int threads) {
+          constexpr const char* op = "stiefel_step";
+          const StiefelStep step{lr,    momentum,         share, beta2, eps, nesterov, maximize, canonical,
+                                 polar, !seconds.empty(), rows};
+          std::deque<ArrayArg> kept;  // what the views borrow
+          const auto view = [&](const py::list& list, std::size_t i, const char* name) -> const TensorView* {
+            if (list.empty()) return nullptr;
+            CHECK(list.size() == X.size(), op, ": ", name, ": expected as many arrays as frames");
+            return &kept.emplace_back(list[i], op, name).view();
+          };
+          CHECK(steps.size() == X.size(), op, ": steps: expected as many numbers as frames");
+          std::vector<StiefelArrays> arrays;
+          for (std::size_t i = 0; i < X.size(); ++i) {
+            const TensorView *frame = view(X, i, "X"), *gradient = view(gradients, i, "gradient");
+            CHECK(gradient, op, ": gradient: expected as many arrays as frames");
+            arrays.push_back({*frame, *gradient, view(buffers, i, "buffer"), view(seconds, i, "second"),
+                              view(largest, i, "largest"), steps[i]});
+            check_stiefel_step(arrays.back(), step, op, kDevice);
+          }
+          py::gil_scoped_release unlocked;
+          stiefel_step_cpu(arrays, step, threads);
+        });
 }
 
 void run_householder(const HouseholderArrays& in, const TensorView& result, const TensorView* coefficients,
@@ -173,22 +200,22 @@ void bind_newton_schulz(py::module_& m) {
     check_newton_schulz(g.view(), out.view(), kDevice);
     const auto polynomials = polynomials_of(coefficients);
     py::gil_scoped_release unlocked;
-    newton_schulz_cpu({g.view()}, {out.view()}, polynomials, threads);
+    newton_schulz_cpu({g.view()}, {out.view()}, polynomials, 0, threads);
   });
-  m.def("newton_schulz_list",
-        [](const py::list& G, const py::list& results, const std::vector<double>& coefficients, int threads) {
-          CHECK(G.size() == results.size(), kNewtonSchulz, ": G: expected as many arrays as results");
-          std::deque<ArrayArg> arrays;  // keeps what the views borrow
-          std::vector<TensorView> inputs, outputs;
-          for (std::size_t i = 0; i < G.size(); ++i) {
-            inputs.push_back(arrays.emplace_back(G[i], kNewtonSchulz, "G").view());
-            outputs.push_back(arrays.emplace_back(results[i], kNewtonSchulz, "result").view());
-            check_newton_schulz(inputs.back(), outputs.back(), kDevice);
-          }
-          const auto polynomials = polynomials_of(coefficients);
-          py::gil_scoped_release unlocked;
-          newton_schulz_cpu(inputs, outputs, polynomials, threads);
-        });
+  m.def("newton_schulz_list", [](const py::list& G, const py::list& results, const std::vector<double>& coefficients,
+                                 double least_norm, int threads) {
+    CHECK(G.size() == results.size(), kNewtonSchulz, ": G: expected as many arrays as results");
+    std::deque<ArrayArg> arrays;  // keeps what the views borrow
+    std::vector<TensorView> inputs, outputs;
+    for (std::size_t i = 0; i < G.size(); ++i) {
+      inputs.push_back(arrays.emplace_back(G[i], kNewtonSchulz, "G").view());
+      outputs.push_back(arrays.emplace_back(results[i], kNewtonSchulz, "result").view());
+      check_newton_schulz(inputs.back(), outputs.back(), kDevice);
+    }
+    const auto polynomials = polynomials_of(coefficients);
+    py::gil_scoped_release unlocked;
+    newton_schulz_cpu(inputs, outputs, polynomials, least_norm, threads);
+  });
 }
 
 void bind_orthonormalize(py::module_& m) {

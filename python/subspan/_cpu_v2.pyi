@@ -223,7 +223,9 @@ def householder_product_gradient(
     /,
 ) -> None: ...
 def newton_schulz(G: Any, result: Any, coefficients: list[float], threads: int, /) -> None: ...
-def newton_schulz_list(G: list[Any], results: list[Any], coefficients: list[float], threads: int, /) -> None: ...
+def newton_schulz_list(
+    G: list[Any], results: list[Any], coefficients: list[float], least_norm: float, threads: int, /
+) -> None: ...
 def orthonormalize(
     A: Any, Q: Any, triangle: Any | None, info: Any | None, polar: bool, rows: bool, threads: int, /
 ) -> None: ...
@@ -241,3 +243,23 @@ def orthonormalize_gradient(
 def skew_expm(A: Any, Q: Any, threads: int, /) -> None: ...
 def skew_expm_gradient(A: Any, Q: Any, G: Any, d_A: Any, threads: int, /) -> None: ...
 def stiefel_retract(X: Any, V: Any, result: Any, method: int, rows: bool, threads: int, /) -> None: ...
+def stiefel_step(
+    X: list[Any],
+    gradients: list[Any],
+    buffers: list[Any],
+    seconds: list[Any],
+    largest: list[Any],
+    steps: list[float],
+    lr: float,
+    momentum: float,
+    share: float,
+    beta2: float,
+    eps: float,
+    nesterov: bool,
+    maximize: bool,
+    canonical: bool,
+    polar: bool,
+    rows: bool,
+    threads: int,
+    /,
+) -> None: ...

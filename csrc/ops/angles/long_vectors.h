@@ -36,9 +36,12 @@ class LongVectors {
   // Entries that a buffer for one block needs.
   index_t buffer_size() const { return count_ * kBlockLength; }
 
+  // Whether blocks of this size can be read where they lie.
+  bool in_place(index_t size) const { return dtype_ == own_type() && entry_step_ == 1 && size % kLanes<T> == 0; }
+
   // Entries [first, first + size) of all vectors: where they lie, or a packed and converted copy in `buffer`.
   Block<T> read(index_t first, index_t size, T* buffer) const {
-    if (dtype_ == own_type() && entry_step_ == 1 && size % kLanes<T> == 0) {
+    if (in_place(size)) {
       return {static_cast<const T*>(data_) + first, vector_step_};
     }
     copy(first, size, buffer);

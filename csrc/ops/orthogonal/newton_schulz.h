@@ -2,7 +2,7 @@
 // divided by its Frobenius norm,
 //   X_0 = G / |G|,   X_{k+1} = (a_k I + b_k R_k + c_k R_k^2) X_k,   R_k = X_k X_k^T on the shorter side.
 // Any number of matrices (*batch, m, n) of any shapes, strides and types in one call; results packed, of the type
-// computed in. G = 0 gives 0.
+// computed in. G = 0 gives 0. Matrices of a norm below `least_norm` are divided by that instead.
 #pragma once
 #include <vector>
 
@@ -23,6 +23,6 @@ inline void check_newton_schulz(const TensorView& G, const TensorView& result, D
 }
 
 void newton_schulz_cpu(const std::vector<TensorView>& G, const std::vector<TensorView>& results,
-                       const std::vector<OddPolynomial>& polynomials, int threads);
+                       const std::vector<OddPolynomial>& polynomials, double least_norm, int threads);
 
 }  // namespace subspan

@@ -6,11 +6,11 @@
 namespace subspan {
 namespace {
 
-void run_item(const SchulzItem& item, const std::vector<OddPolynomial>& polynomials, int threads) {
+void run_item(const SchulzItem& item, const std::vector<OddPolynomial>& polynomials, double least_norm, int threads) {
   dispatch_float(compute_dtype(item.dtype), "newton_schulz", [&](auto tag) {
     using T = typename decltype(tag)::type;
     Workspace workspace;
-    const SchulzIteration<T> iteration(item, threads, workspace);
+    const SchulzIteration<T> iteration(item, least_norm, threads, workspace);
     parallel_team(threads, [&](Team team) { iteration.run(polynomials, team); });
   });
 }
@@ -38,7 +38,7 @@ std::vector<SchulzItem> items_of(const std::vector<TensorView>& G, const std::ve
 
 // A matrix that is a large part of what is left is worked on by all threads, the rest one matrix to a thread.
 void newton_schulz_cpu(const std::vector<TensorView>& G, const std::vector<TensorView>& results,
-                       const std::vector<OddPolynomial>& polynomials, int threads) {
+                       const std::vector<OddPolynomial>& polynomials, double least_norm, int threads) {
   const std::vector<SchulzItem> items = items_of(G, results);
   const double steps = static_cast<double>(polynomials.size());
   double left = 0;
@@ -47,12 +47,12 @@ void newton_schulz_cpu(const std::vector<TensorView>& G, const std::vector<Tenso
   for (; shared < items.size(); ++shared) {
     const double flops = items[shared].flops(steps);
     if (flops * 4 * threads < left) break;
-    run_item(items[shared], polynomials, useful_threads(flops / 4, threads));
+    run_item(items[shared], polynomials, least_norm, useful_threads(flops / 4, threads));
     left -= flops;
   }
   parallel_for(
       static_cast<index_t>(items.size() - shared), useful_threads(left, threads),
-      [&](index_t i) { run_item(items[shared + static_cast<std::size_t>(i)], polynomials, 1); }, 1);
+      [&](index_t i) { run_item(items[shared + static_cast<std::size_t>(i)], polynomials, least_norm, 1); }, 1);
 }
 
 }  // namespace subspan

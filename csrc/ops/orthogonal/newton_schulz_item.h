@@ -117,8 +117,9 @@ template <class T>
 class SchulzIteration {
  public:
   // Takes all memory that the iteration needs, for a team of `threads`.
-  SchulzIteration(const SchulzItem& item, int threads, Workspace& workspace)
+  SchulzIteration(const SchulzItem& item, double least_norm, int threads, Workspace& workspace)
       : item_(item),
+        least_norm_(least_norm),
         wide_(item.rows <= item.columns),
         given_(item.data, item.dtype, item.shorter(), item.longer(), wide_ ? item.row_step : item.column_step,
                wide_ ? item.column_step : item.row_step),
@@ -178,10 +179,11 @@ class SchulzIteration {
   }
 
  private:
-  // R = X X^T for X = G / |G|; returns 1 / |X| of the X that is to be used, 0 where the result is written already.
+  // R = X X^T for X = G / |G|; returns 1 / |X| of the X that is to be used, 0 where the result is written already. A
+  // norm below the least counts as that.
   double start(const Symmetric<T>& R, const detail::Sides<T>*& X, Team team) const {
     gram(*X, R, team);
-    double trace = sum_of_diagonal(R);
+    double trace = sum_of_diagonal(R), least = least_norm_;
     // Outside, squares of entries overflow or lose digits.
     const double range = sizeof(T) == 4 ? 1e20 : 1e200;
     if (!(trace > 1 / range && trace < range)) {
@@ -191,13 +193,16 @@ class SchulzIteration {
         if (team.rank() == 0) std::fill_n(result_, item_.rows * item_.columns, largest);
         return 0;
       }
-      store_scaled(std::ilogb(largest), team);
+      const int exponent = std::ilogb(largest);
+      store_scaled(exponent, team);
+      least = std::ldexp(least, -exponent);
       team.barrier();
       X = &stored_;
       gram(*X, R, team);
       trace = sum_of_diagonal(R);
     }
     team.barrier();
+    trace = std::max(trace, least * least);
     complete_symmetric(R, {static_cast<T>(1 / trace)}, team);
     team.barrier();
     return 1 / std::sqrt(trace);
@@ -278,6 +283,7 @@ class SchulzIteration {
   }
 
   SchulzItem item_;
+  double least_norm_;
   bool wide_;
   detail::Sides<T> given_, stored_;
   T* result_;

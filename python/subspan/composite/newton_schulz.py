@@ -14,10 +14,11 @@ from .factor import factor_dtype, identity, result_dtype, without_autocast
 NOISE = 256.0
 
 
-def _normalised(G: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+def _normalised(G: Tensor, dtype: torch.dtype, least_norm: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
     """X = G / |G| with no more rows than columns, and two factors whose quotient is 1 / |G|, the second a constant.
 
-    Entries are divided by the largest before they are squared; X does not depend on that. 0 / 0 is 0.
+    Entries are divided by the largest before they are squared; X does not depend on that. 0 / 0 is 0. A norm below
+    the least counts as that.
     """
     X = G.to(dtype)
     X = X.mT if X.shape[-2] > X.shape[-1] else X
@@ -25,6 +26,8 @@ def _normalised(G: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     scale = torch.where(largest == 0, 1, largest)
     X = X / scale
     squares = X.square().sum((-2, -1), keepdim=True)
+    if least_norm > 0:
+        squares = torch.maximum(squares, (least_norm / scale).square())
     inverse = torch.where(squares == 0, 0, torch.where(squares == 0, 1, squares).rsqrt())
     return X * inverse, inverse, scale
 
@@ -55,12 +58,12 @@ def _factor(R: Tensor, a: float, b: float, c: float) -> Tensor:
 
 
 @without_autocast
-def _iterate(G: Tensor, coefficients: Sequence[float]) -> Tensor:
+def iterate(G: Tensor, coefficients: Sequence[float], least_norm: float = 0.0) -> Tensor:
     """On the shorter side; see the kernel. It starts anew where a matrix of rank one would need it, and before a last
     step that undoes errors of X."""
     if not G.numel():
         return torch.empty_like(G, dtype=result_dtype(G))
-    X = _normalised(G, result_dtype(G))[0]
+    X = _normalised(G, result_dtype(G), least_norm)[0]
     R, growth, steps = X @ X.mT, 1.0, _steps(coefficients)
     Q: Tensor | None = None
     for k, (a, b, c) in enumerate(steps):
@@ -83,7 +86,7 @@ class _NewtonSchulz(torch.autograd.Function):
 
     @staticmethod
     def forward(G: Tensor, coefficients: Sequence[float]) -> Tensor:
-        return _iterate(G, coefficients)
+        return iterate(G, coefficients)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -141,15 +141,19 @@ def newton_schulz_unrounded(G: Any, steps: int = 5, coefficients: Any = "muon") 
         _check.matrix(op, f"G[{i}]", matrix)
         _check.same_kind(op, f"G[{i}]", matrix, "G[0]", G[0])
     numbers = [number for polynomial in polynomials(steps, coefficients) for number in polynomial]
-    return _of_list(list(G), numbers) if G else []
+    return of_list(list(G), numbers) if G else []
 
 
-def _of_list(matrices: list[Any], numbers: Sequence[float]) -> list[Any]:
-    """All of a list in one call of the kernel, where no call has to be recorded."""
+def of_list(matrices: list[Any], numbers: Sequence[float], least_norm: float = 0.0) -> list[Any]:
+    """All of a list in one call of the kernel, where no call has to be recorded. `least_norm`, for those that need no
+    gradient: matrices of a smaller norm are divided by this instead."""
     if _route.kernel_serves(matrices):
         results = [_route.empty_result(matrix) for matrix in matrices]
-        _native.cpu.newton_schulz_list(_route.kernel_arrays(matrices), results, list(numbers), _route.threads())
+        arrays = _route.kernel_arrays(matrices)
+        _native.cpu.newton_schulz_list(arrays, results, list(numbers), least_norm, _route.threads())
         return results
+    if least_norm > 0:
+        return composite.by_shape(matrices, lambda stack: composite.iterate(stack, numbers, least_norm))
     if _check.is_torch(matrices[0]) and not matrices[0].is_cpu:
         stacked: list[Any] = composite.by_shape(matrices, lambda stack: _newton_schulz(1, stack, numbers)[0])
         return stacked
