@@ -191,6 +191,20 @@ inline void store_halves(T* low, T* high, Vec<T> v) {
   std::memcpy(high, &b, sizeof b);
 }
 
+// The first `count` lanes of v; whole and half vectors, which most are, in one piece.
+template <class T>
+inline void store_entries(T* to, Vec<T> v, index_t count) {
+  constexpr index_t half = kLanes<T> / 2;
+  if (count >= kLanes<T>) return store(to, v);
+  T lanes[kLanes<T>];
+  if (count == half) {
+    store_halves(to, lanes, v);
+  } else {
+    store(lanes, v);
+    for (index_t i = 0; i < count; ++i) to[i] = lanes[i];
+  }
+}
+
 // As transpose_square, of two squares of half the size side by side.
 template <class T>
 inline void transpose_half_squares(Vec<T> (&rows)[kLanes<T> / 2]) {

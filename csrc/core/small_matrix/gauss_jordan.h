@@ -70,11 +70,11 @@ inline void invert_tiny(Entry* a, index_t step, index_t size) {
 // Entries of the work space of invert_interleaved.
 constexpr index_t invert_interleaved_work(index_t size) { return (2 * size + kTinyPivots) * kTinyPivots; }
 
-// The interleaved form: a[i * size + j] is entry (i, j) of every lane's matrix, and of its inverse afterwards.
+// The interleaved form: a[i * step + j] is entry (i, j) of every lane's matrix, and of its inverse afterwards.
 template <class T>
-void invert_interleaved(Vec<T>* a, index_t size, Vec<T>* work) {
-  if (size <= kTinyPivots) return detail::invert_tiny(a, size, size);
-  const LaneMatrix<T> matrix{a, size, 1};
+void invert_interleaved(Vec<T>* a, index_t step, index_t size, Vec<T>* work) {
+  if (size <= kTinyPivots) return detail::invert_tiny(a, step, size);
+  const LaneMatrix<T> matrix{a, step, 1};
   for (index_t first = 0; first < size; first += kTinyPivots) {
     const index_t pivots = std::min(kTinyPivots, size - first);
     const LaneMatrix<T> block{work, pivots, 1};
@@ -118,9 +118,13 @@ struct PaddedSquare {
     return (vectors > 2 ? vectors | 1 : vectors) * kLanes<T>;
   }
   static index_t elements(index_t size) { return round_up(size, kTileRows) * step_of(size); }
+  // What pads it is zero, the rest is to be written.
   static PaddedSquare take(index_t size, Workspace& workspace) {
     const PaddedSquare square{workspace.take<T>(elements(size)), size, step_of(size)};
-    std::fill_n(square.data, elements(size), T(0));
+    if (square.step > size) {
+      for (index_t i = 0; i < size; ++i) std::fill(square.row(i) + size, square.row(i + 1), T(0));
+    }
+    std::fill(square.row(size), square.data + elements(size), T(0));
     return square;
   }
   T* row(index_t i) const { return data + i * step; }

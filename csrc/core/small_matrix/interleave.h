@@ -83,11 +83,7 @@ void deinterleave(const Vec<T>* from, index_t row_step, index_t column_step, con
       for (index_t i = 0; i < lanes; ++i) square[i] = i < count ? from[r * row_step + (c + i) * column_step] : Vec<T>{};
       transpose_square<T>(square);
       for (index_t lane = 0; lane < group.present; ++lane) {
-        T* to = out + ((group.first + lane) * rows + r) * columns + c;
-        if (count == lanes)
-          store(to, square[lane]);
-        else
-          std::memcpy(to, &square[lane], static_cast<std::size_t>(count) * sizeof(T));
+        store_entries(out + ((group.first + lane) * rows + r) * columns + c, square[lane], count);
       }
     }
   }

@@ -23,7 +23,7 @@ class LaneSquares {
   // In place; the symmetric part must be positive definite.
   void invert(Entry* a) const {
     Workspace inner;
-    invert_interleaved<T>(a, size, inner.take<Entry>(invert_interleaved_work(size)));
+    invert_interleaved<T>(a, step, size, inner.take<Entry>(invert_interleaved_work(size)));
   }
   static Entry absolute(Entry value) { return value < 0 ? -value : value; }
   static Entry larger(Entry a, Entry b) { return a > b ? a : b; }

@@ -38,35 +38,43 @@ bool needs_double(T norm) {
 
 // --- matrices in SIMD lanes -------------------------------------------------------------------------------------
 
+// Rows are an odd number of vectors apart, so that a column does not fall into few sets of a cache.
+template <class T>
+LaneMatrix<T> take_lane_matrix(index_t size, Workspace& workspace) {
+  const index_t step = size > kTinyPivots ? size | 1 : size;
+  return {workspace.take<Vec<T>>(size * step), step, 1};
+}
+
 // M = I - K / 2 in all lanes; NaN is added to `poison` where A is not finite, and `norm` is that of K.
 template <class T>
-void load_lanes(const Call<T>& call, const LaneGroup<T>& group, Vec<T>* m, Vec<T>& poison, Vec<T>& norm) {
+void load_lanes(const Call<T>& call, const LaneGroup<T>& group, const LaneMatrix<T>& M, Vec<T>& poison, Vec<T>& norm) {
   const index_t size = call.size;
-  interleave<T>(call.A, group, m, size, 1);
+  interleave<T>(call.A, group, M.data, M.row, 1);
+  Workspace workspace;
+  Vec<T>* sums = workspace.take<Vec<T>>(size);  // of absolute values in a row of K / 2
   for (index_t i = 0; i < size; ++i) {
-    poison += m[i * size + i] * 0;
-    m[i * size + i] = Vec<T>{} + 1;
+    Vec<T> sum{}, invalid = M(i, i) * 0;
+    M(i, i) = Vec<T>{} + 1;
     for (index_t j = 0; j < i; ++j) {
-      Vec<T>&lower = m[i * size + j], &upper = m[j * size + i];
-      const Vec<T> quarter = lower * T(0.25) - upper * T(0.25);
-      poison += quarter * 0;
-      lower = -quarter;
-      upper = quarter;
+      const Vec<T> quarter = M(i, j) * T(0.25) - M(j, i) * T(0.25);
+      invalid += quarter * 0;
+      M(i, j) = -quarter;
+      M(j, i) = quarter;
+      const Vec<T> absolute = quarter < 0 ? -quarter : quarter;
+      sum += absolute;
+      sums[j] += absolute;
     }
+    sums[i] = sum;
+    poison += invalid;
   }
-  for (index_t i = 0; i < size; ++i) {
-    Vec<T> sum{};
-    for (index_t j = 0; j < size; ++j) sum += m[i * size + j] < 0 ? -m[i * size + j] : m[i * size + j];
-    sum = 2 * (sum - 1);
-    norm = sum > norm ? sum : norm;
-  }
+  for (index_t i = 0; i < size; ++i) norm = 2 * sums[i] > norm ? 2 * sums[i] : norm;
 }
 
 // Lanes that need fewer steps than others stay as they are: no result depends on its neighbours.
 template <class T>
 [[gnu::noinline]] void refine_lanes(const Call<T>& call, const LaneGroup<T>& group, const LaneMatrix<T>& W,
                                     Vec<T> norm) {
-  const index_t size = call.size, entries = size * size;
+  const index_t size = call.size;
   Vec<T> steps{};
   int most = 0;
   for (int lane = 0; lane < kLanes<T>; ++lane) {
@@ -75,38 +83,61 @@ template <class T>
     most = std::max(most, own);
   }
   Workspace workspace;
-  const LaneMatrix<T> M{workspace.take<Vec<T>>(entries), size, 1}, R{workspace.take<Vec<T>>(entries), size, 1},
-      change{workspace.take<Vec<T>>(entries), size, 1};
+  const LaneMatrix<T> M = take_lane_matrix<T>(size, workspace), R = take_lane_matrix<T>(size, workspace),
+                      change = take_lane_matrix<T>(size, workspace);
   Vec<T> ignored{};
-  load_lanes(call, group, M.data, ignored, ignored);
+  load_lanes(call, group, M, ignored, ignored);
   for (int step = 0; step < most; ++step) {
     multiply_interleaved(M, size, W, size, size,
                          [&](index_t i, index_t j, Vec<T> sum) { R(i, j) = T(i == j ? 1 : 0) - sum; });
     multiply_interleaved(W, size, R, size, size, [&](index_t i, index_t j, Vec<T> sum) { change(i, j) = sum; });
     const Mask<T> active = steps > static_cast<T>(step);
-    for (index_t e = 0; e < entries; ++e) W.data[e] += active ? change.data[e] : Vec<T>{};
+    for (index_t i = 0; i < size; ++i) {
+      for (index_t j = 0; j < size; ++j) W(i, j) += active ? change(i, j) : Vec<T>{};
+    }
   }
 }
 
 template <class T, class Out>
 void padded(const Call<Out>& call, index_t item, int threads);
 
+// W and Q = 2 W - I of all lanes. Lines that are to be written are asked for: every store goes to another item.
+template <class T>
+void write_lanes(const Call<T>& call, const LaneGroup<T>& group, const LaneMatrix<T>& W, Vec<T> poison) {
+  constexpr index_t lanes = kLanes<T>, ahead = 2 * lanes;
+  const index_t size = call.size;
+  for (index_t r = 0; r < size; ++r) {
+    for (index_t c = 0; c < size; c += lanes) {
+      const index_t count = std::min(lanes, size - c);
+      Vec<T> square[lanes], one{};
+      for (index_t i = 0; i < lanes; ++i) square[i] = i < count ? W(r, c + i) + poison : Vec<T>{};
+      transpose_square<T>(square);
+      if (r >= c && r < c + lanes) one[r - c] = 1;
+      for (index_t lane = 0; lane < group.present; ++lane) {
+        const index_t first = ((group.first + lane) * size + r) * size + c;
+        if (call.W) {
+          __builtin_prefetch(call.W + first + ahead, 1, 3);
+          store_entries(call.W + first, square[lane], count);
+        }
+        __builtin_prefetch(call.Q + first + ahead, 1, 3);
+        store_entries(call.Q + first, 2 * square[lane] - one, count);
+      }
+    }
+  }
+}
+
 template <class T>
 void interleaved(const Call<T>& call, index_t index) {
   const LaneGroup<T> group(index, call.items);
   const index_t size = call.size;
   Workspace workspace;
-  Vec<T>* w = workspace.take<Vec<T>>(size * size);
+  const LaneMatrix<T> W = take_lane_matrix<T>(size, workspace);
   Vec<T>* work = workspace.take<Vec<T>>(invert_interleaved_work(size));
   Vec<T> poison{}, norm{};
-  load_lanes(call, group, w, poison, norm);
-  invert_interleaved<T>(w, size, work);
-  if (any<T>(norm > T(32))) refine_lanes(call, group, LaneMatrix<T>{w, size, 1}, norm);
-  for (index_t e = 0; e < size * size; ++e) w[e] += poison;
-  if (call.W) deinterleave<T>(w, size, 1, group, size, size, call.W);
-  for (index_t e = 0; e < size * size; ++e) w[e] *= 2;
-  for (index_t i = 0; i < size; ++i) w[i * size + i] -= 1;
-  deinterleave<T>(w, size, 1, group, size, size, call.Q);
+  load_lanes(call, group, W, poison, norm);
+  invert_interleaved<T>(W.data, W.row, size, work);
+  if (any<T>(norm > T(32))) refine_lanes(call, group, W, norm);
+  write_lanes(call, group, W, poison);
   for (index_t lane = 0; lane < group.present; ++lane) {
     if (needs_double<T>(norm[lane])) padded<double>(call, group.first + lane, 1);
   }
@@ -232,34 +263,72 @@ void gradient_interleaved(const GradientCall<T>& call, index_t index) {
   deinterleave<T>(G.data, size, 1, group, size, size, call.d_A);
 }
 
+// A square operand whose rows are whole vectors, where it lies or as a copy.
+template <class T>
+PaddedSquare<T> padded_rows(const TensorView& matrices, index_t item, Workspace& workspace) {
+  const index_t size = matrices.size(-1), step = matrices.step(-2);
+  T* data = static_cast<T*>(const_cast<void*>(batch_item(matrices, 2, item)));
+  if (size % std::max<index_t>(kLanes<T>, kTileRows) == 0 && matrices.step(-1) == 1) return {data, size, step};
+  const auto copy = PaddedSquare<T>::take(size, workspace);
+  const Rows<T> rows(data, matrices.dtype, step, matrices.step(-1));
+  for (index_t i = 0; i < size; ++i) {
+    const T* in = rows.read(i, 0, size, copy.row(i));
+    if (in != copy.row(i)) std::copy_n(in, size, copy.row(i));
+  }
+  return copy;
+}
+
+// d_A = (S^T - S) / 2 in squares of kLanes x kLanes entries, each with its mirror image. Rows of squares are dealt to
+// the team; the rows of S are whole vectors.
+template <class T>
+void write_skew_part(const PaddedSquare<T>& S, T* d_A, Team team) {
+  constexpr index_t lanes = kLanes<T>;
+  const index_t size = S.size;
+  const auto read = [&](index_t row, index_t column, Vec<T>(&square)[lanes]) {
+    for (index_t r = 0; r < lanes; ++r) square[r] = row + r < size ? load(S.row(row + r) + column) : Vec<T>{};
+  };
+  const auto write = [&](index_t row, index_t column, const Vec<T>(&square)[lanes]) {
+    const index_t count = std::min(lanes, size - column);
+    for (index_t r = 0; r < std::min(lanes, size - row); ++r) {
+      store_entries(d_A + (row + r) * size + column, square[r], count);
+    }
+  };
+  for (index_t i = team.rank() * lanes; i < size; i += team.size() * lanes) {
+    for (index_t j = i; j < size; j += lanes) {
+      Vec<T> here[lanes], there[lanes];
+      read(i, j, here);
+      read(j, i, there);
+      transpose_square<T>(there);
+      for (index_t r = 0; r < lanes; ++r) here[r] = (there[r] - here[r]) * T(0.5);
+      write(i, j, here);
+      if (i == j) continue;
+      for (index_t r = 0; r < lanes; ++r) here[r] = -here[r];
+      transpose_square<T>(here);
+      write(j, i, here);
+    }
+  }
+}
+
 template <class T>
 void gradient_padded(const GradientCall<T>& call, index_t item, int threads) {
   const index_t size = call.size;
   Workspace workspace;
-  const auto W = PaddedSquare<T>::take(size, workspace), P = PaddedSquare<T>::take(size, workspace),
-             S = PaddedSquare<T>::take(size, workspace);
-  const Rows<T> w(batch_item(call.W, 2, item), call.W.dtype, call.W.step(-2), call.W.step(-1));
-  const Rows<T> g(batch_item(call.G, 2, item), call.G.dtype, call.G.step(-2), call.G.step(-1));
-  const T* left = static_cast<const T*>(batch_item(call.G, 2, item));
-  index_t left_row = call.G.step(-1), left_column = call.G.step(-2);  // of G^T
+  const auto W = padded_rows<T>(call.W, item, workspace);
+  const auto P = PaddedSquare<T>::take(size, workspace), S = PaddedSquare<T>::take(size, workspace);
+  const T* left = static_cast<const T*>(batch_item(call.G, 2, item));  // G^T
+  index_t left_row = call.G.step(-1), left_column = call.G.step(-2);
   const bool whole = size % kTileRows == 0;
-  for (index_t i = 0; i < size; ++i) {
-    const T* in = w.read(i, 0, size, W.row(i));
-    if (in != W.row(i)) std::copy_n(in, size, W.row(i));
-    if (whole) continue;  // G is read where it lies
-    const T* from = g.read(i, 0, size, S.row(i));
-    if (from != S.row(i)) std::copy_n(from, size, S.row(i));
+  if (!whole) {
+    const auto G = padded_rows<T>(call.G, item, workspace);
+    left = G.data, left_row = 1, left_column = G.step;
   }
-  if (!whole) left = S.data, left_row = 1, left_column = S.step;
   T* d_A = call.d_A + item * size * size;
   parallel_team(threads, [&](Team team) {
     multiply_into(P, left, left_row, left_column, W, Update::kStore, team);
     team.barrier();
     multiply_into(S, W.data, W.step, 1, P, Update::kStore, team);
     team.barrier();
-    for (index_t i = team.rank(); i < size; i += team.size()) {
-      for (index_t j = 0; j < size; ++j) d_A[i * size + j] = (S.row(j)[i] - S.row(i)[j]) * T(0.5);
-    }
+    write_skew_part(S, d_A, team);
   });
 }
 

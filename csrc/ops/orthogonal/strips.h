@@ -60,20 +60,6 @@ inline Vec<T> load_half(const T* from) {
   return load_halves(from, zeros);
 }
 
-// The first `count` lanes of v; whole and half vectors, which most are, in one piece.
-template <class T>
-inline void store_entries(T* to, Vec<T> v, index_t count) {
-  constexpr index_t half = kLanes<T> / 2;
-  if (count >= kLanes<T>) return store(to, v);
-  T lanes[kLanes<T>];
-  if (count == half) {
-    store_halves(to, lanes, v);
-  } else {
-    store(lanes, v);
-    for (index_t i = 0; i < count; ++i) to[i] = lanes[i];
-  }
-}
-
 // Up to a whole vector, with zeros.
 template <class T>
 inline void copy_padded(const T* from, index_t count, T* to) {
