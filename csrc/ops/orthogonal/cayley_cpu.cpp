@@ -12,6 +12,9 @@ struct Call {
   T* Q;
   T* W;
   index_t size, items;
+  bool triangle = false;             // A holds K below its diagonal, and nothing else that counts
+  const TensorView* base = nullptr;  // what Q is multiplied by
+  T* turned = nullptr;               // base W
 };
 
 // The largest matrices that lie side by side in SIMD lanes. Measured on AVX-512: lanes share the latency of the pivots,
@@ -44,14 +47,14 @@ void load_lanes(const Call<T>& call, const LaneGroup<T>& group, Vec<T>* m, Vec<T
   const index_t size = call.size;
   interleave<T>(call.A, group, m, size, 1);
   for (index_t i = 0; i < size; ++i) {
-    poison += m[i * size + i] * 0;
+    if (!call.triangle) poison += m[i * size + i] * 0;
     m[i * size + i] = Vec<T>{} + 1;
     for (index_t j = 0; j < i; ++j) {
       Vec<T>&lower = m[i * size + j], &upper = m[j * size + i];
-      const Vec<T> quarter = lower * T(0.25) - upper * T(0.25);
-      poison += quarter * 0;
-      lower = -quarter;
-      upper = quarter;
+      const Vec<T> half = call.triangle ? lower * T(0.5) : lower * T(0.25) - upper * T(0.25);
+      poison += half * 0;
+      lower = -half;
+      upper = half;
     }
   }
   for (index_t i = 0; i < size; ++i) {
@@ -90,6 +93,8 @@ template <class T>
 
 template <class T, class Out>
 void padded(const Call<Out>& call, index_t item, int threads);
+template <class T, class Out>
+void multiply_base(const Call<Out>& call, index_t item, const PaddedSquare<T>& w, T poison, int threads);
 
 template <class T>
 void interleaved(const Call<T>& call, index_t index) {
@@ -104,45 +109,79 @@ void interleaved(const Call<T>& call, index_t index) {
   if (any<T>(norm > T(32))) refine_lanes(call, group, LaneMatrix<T>{w, size, 1}, norm);
   for (index_t e = 0; e < size * size; ++e) w[e] += poison;
   if (call.W) deinterleave<T>(w, size, 1, group, size, size, call.W);
-  for (index_t e = 0; e < size * size; ++e) w[e] *= 2;
-  for (index_t i = 0; i < size; ++i) w[i * size + i] -= 1;
+  if (!call.base) {
+    for (index_t e = 0; e < size * size; ++e) w[e] *= 2;
+    for (index_t i = 0; i < size; ++i) w[i * size + i] -= 1;
+  }
   deinterleave<T>(w, size, 1, group, size, size, call.Q);
+  const auto own = call.base ? PaddedSquare<T>::take(size, workspace) : PaddedSquare<T>{};
   for (index_t lane = 0; lane < group.present; ++lane) {
-    if (needs_double<T>(norm[lane])) padded<double>(call, group.first + lane, 1);
+    const index_t item = group.first + lane;
+    if (needs_double<T>(norm[lane])) {
+      padded<double>(call, item, 1);
+    } else if (call.base) {
+      for (index_t i = 0; i < size; ++i) std::copy_n(call.Q + (item * size + i) * size, size, own.row(i));
+      multiply_base<T>(call, item, own, T(0), 1);
+    }
   }
 }
 
 // --- one matrix, for a team -------------------------------------------------------------------------------------
 
+// Pairs (i, j), j < i, in square blocks, whose transposes stay in the cache; the blocks of some rows belong to each
+// member of a team.
+template <class Body>
+void each_pair(index_t size, Team team, Body&& body) {
+  constexpr index_t block = 16;
+  for (index_t top = team.rank() * block; top < size; top += team.size() * block) {
+    for (index_t left = 0; left <= top; left += block) {
+      for (index_t i = top; i < std::min(top + block, size); ++i) {
+        for (index_t j = left; j < std::min(left + block, i); ++j) body(i, j);
+      }
+    }
+  }
+}
+
 // As load_lanes; gives the norm.
 template <class T, class Out>
-T load_padded(const Call<Out>& call, index_t item, const PaddedSquare<T>& m, T& poison) {
+T load_padded(const Call<Out>& call, index_t item, const PaddedSquare<T>& m, T& poison, int threads) {
   const index_t size = call.size;
   const Rows<Out> rows(batch_item(call.A, 2, item), call.A.dtype, call.A.step(-2), call.A.step(-1));
   Workspace workspace;
-  Out* scratch = workspace.take<Out>(size);
-  for (index_t i = 0; i < size; ++i) {
-    const Out* in = rows.read(i, 0, size, scratch);
-    for (index_t j = 0; j < size; ++j) m.row(i)[j] = in[j];
-  }
-  for (index_t i = 0; i < size; ++i) {
-    poison += m.row(i)[i] * 0;
-    m.row(i)[i] = 1;
-    for (index_t j = 0; j < i; ++j) {
-      T &lower = m.row(i)[j], &upper = m.row(j)[i];
-      const T quarter = lower * T(0.25) - upper * T(0.25);
-      poison += quarter * 0;
-      lower = -quarter;
-      upper = quarter;
+  Out* scratch = workspace.take<Out>(size * threads);
+  T* norms = workspace.take<T>(2 * threads);
+  std::fill_n(norms, 2 * threads, T(0));
+  parallel_team(threads, [&](Team team) {
+    T& own_poison = norms[threads + team.rank()];
+    for (index_t i = team.rank(); i < size; i += team.size()) {
+      const Out* in = rows.read(i, 0, size, scratch + team.rank() * size);
+      for (index_t j = 0; j < size; ++j) m.row(i)[j] = in[j];
+      if (!call.triangle) own_poison += m.row(i)[i] * 0;
+      m.row(i)[i] = 1;
     }
-  }
-  T norm = 0;
-  for (index_t i = 0; i < size; ++i) {
-    T sum = -1;
-    for (index_t j = 0; j < size; ++j) sum += std::fabs(m.row(i)[j]);
-    norm = std::max(norm, 2 * sum);
-  }
-  return norm;
+    team.barrier();
+    each_pair(size, team, [&](index_t i, index_t j) {
+      T &lower = m.row(i)[j], &upper = m.row(j)[i];
+      const T half = call.triangle ? lower * T(0.5) : lower * T(0.25) - upper * T(0.25);
+      lower = -half;
+      upper = half;
+    });
+    team.barrier();
+    for (index_t i = team.rank(); i < size; i += team.size()) {
+      Vec<T> sums{};
+      for (index_t j = 0; j < size; j += kLanes<T>) {
+        const Vec<T> entries = load(m.row(i) + j);
+        sums += entries < 0 ? -entries : entries;
+      }
+      T sum = -1;
+      for (index_t lane = 0; lane < kLanes<T>; ++lane) sum += sums[lane];
+      sum *= 2;
+      own_poison += sum * 0;
+      norms[team.rank()] = std::max(norms[team.rank()], sum);
+    }
+  });
+  for (int i = 0; i < threads; ++i) poison += norms[threads + i];
+  return *std::max_element(norms, norms + threads);
 }
 
 template <class T, class Out>
@@ -151,7 +190,7 @@ template <class T, class Out>
   Workspace workspace;
   const auto M = PaddedSquare<T>::take(call.size, workspace), R = PaddedSquare<T>::take(call.size, workspace);
   T ignored = 0;
-  load_padded(call, item, M, ignored);
+  load_padded(call, item, M, ignored, 1);
   parallel_team(threads, [&](Team team) {
     for (int step = 0; step < steps; ++step) {
       const auto own_rows = [&](auto&& body) {
@@ -171,8 +210,42 @@ template <class T, class Out>
       team.barrier();
       own_rows([&](index_t i) { std::copy_n(M.row(i), call.size, W.row(i)); });
       team.barrier();
-      if (step + 1 < steps && team.rank() == 0) load_padded(call, item, M, ignored);
+      if (step + 1 < steps && team.rank() == 0) load_padded(call, item, M, ignored, 1);
       team.barrier();
+    }
+  });
+}
+
+template <class T, class Out>
+void store_inverse(const Call<Out>& call, index_t item, const PaddedSquare<T>& w, T poison, index_t row) {
+  if (!call.W) return;
+  Out* W = call.W + (item * call.size + row) * call.size;
+  for (index_t j = 0; j < call.size; ++j) W[j] = static_cast<Out>(w.row(row)[j] + poison);
+}
+
+// W, B W and 2 B W - B.
+template <class T, class Out>
+void multiply_base(const Call<Out>& call, index_t item, const PaddedSquare<T>& w, T poison, int threads) {
+  const index_t size = call.size, first = item * size * size;
+  Workspace workspace;
+  const auto product = PaddedSquare<T>::take(size, workspace), base = PaddedSquare<T>::take(size, workspace);
+  const Rows<Out> rows(batch_item(*call.base, 2, item), call.base->dtype, call.base->step(-2), call.base->step(-1));
+  Out* scratch = workspace.take<Out>(size * threads);
+  parallel_team(threads, [&](Team team) {
+    for (index_t i = team.rank(); i < size; i += team.size()) {
+      const Out* in = rows.read(i, 0, size, scratch + team.rank() * size);
+      for (index_t j = 0; j < size; ++j) base.row(i)[j] = in[j];
+    }
+    team.barrier();
+    multiply_into(product, base.data, base.step, 1, w, Update::kStore, team);
+    team.barrier();
+    for (index_t i = team.rank(); i < size; i += team.size()) {
+      const T *own = product.row(i), *from = base.row(i);
+      Out* Q = call.Q + first + i * size;
+      Out* turned = call.turned ? call.turned + first + i * size : nullptr;
+      store_inverse(call, item, w, poison, i);
+      for (index_t j = 0; turned && j < size; ++j) turned[j] = static_cast<Out>(own[j] + poison);
+      for (index_t j = 0; j < size; ++j) Q[j] = static_cast<Out>(2 * own[j] - from[j] + poison);
     }
   });
 }
@@ -184,18 +257,18 @@ void padded(const Call<Out>& call, index_t item, int threads) {
   const auto w = PaddedSquare<T>::take(size, workspace);
   T* work = workspace.take<T>(invert_padded_work<T>(size));
   T poison = 0;
-  const T norm = load_padded(call, item, w, poison);
+  const T norm = load_padded(call, item, w, poison, threads);
   if (needs_double<T>(norm)) return padded<double>(call, item, threads);
   const int steps = newton_steps<T>(norm);
   parallel_team(threads, [&](Team team) { invert_padded(w, work, team); });
   if (steps > 0) refine_padded(call, item, w, steps, threads);
-  Out* Q = call.Q + item * size * size;
-  Out* W = call.W ? call.W + item * size * size : nullptr;
+  if (call.base) return multiply_base(call, item, w, poison, threads);
   for (index_t i = 0; i < size; ++i) {
+    store_inverse(call, item, w, poison, i);
     T* in = w.row(i);
-    for (index_t j = 0; W && j < size; ++j) W[i * size + j] = static_cast<Out>(in[j] + poison);
     in[i] -= T(0.5);
-    for (index_t j = 0; j < size; ++j) Q[i * size + j] = static_cast<Out>(2 * in[j] + poison);
+    Out* Q = call.Q + (item * size + i) * size;
+    for (index_t j = 0; j < size; ++j) Q[j] = static_cast<Out>(2 * in[j] + poison);
   }
 }
 
@@ -207,6 +280,10 @@ struct GradientCall {
   const TensorView& G;
   T* d_A;
   index_t size, items;
+  bool triangle = false;
+  const TensorView* turned = nullptr;
+
+  const TensorView& first() const { return turned ? *turned : W; }  // of S = first^T G W^T
 };
 
 template <class T>
@@ -216,17 +293,19 @@ void gradient_interleaved(const GradientCall<T>& call, index_t index) {
   Workspace workspace;
   const LaneMatrix<T> W{workspace.take<Vec<T>>(entries), size, 1}, G{workspace.take<Vec<T>>(entries), size, 1},
       P{workspace.take<Vec<T>>(entries), size, 1};
-  interleave<T>(call.W, group, W.data, size, 1);
+  interleave<T>(call.first(), group, W.data, size, 1);
   interleave<T>(call.G, group, G.data, size, 1);
+  const T factor = call.triangle ? T(1) : T(0.5);
   multiply_interleaved(G.transposed(), size, W, size, size,
-                       [&](index_t i, index_t j, Vec<T> sum) { P(i, j) = sum * T(0.5); });
+                       [&](index_t i, index_t j, Vec<T> sum) { P(i, j) = sum * factor; });
+  if (call.turned) interleave<T>(call.W, group, W.data, size, 1);
   multiply_interleaved(W, size, P, size, size, [&](index_t i, index_t j, Vec<T> sum) { G(i, j) = sum; });  // S^T / 2
   for (index_t i = 0; i < size; ++i) {
     G(i, i) -= G(i, i);
     for (index_t j = 0; j < i; ++j) {
       const Vec<T> half = G(j, i) - G(i, j);
+      G(j, i) = call.triangle ? half * 0 : -half;  // NaN where the item is
       G(i, j) = half;
-      G(j, i) = -half;
     }
   }
   deinterleave<T>(G.data, size, 1, group, size, size, call.d_A);
@@ -238,28 +317,35 @@ void gradient_padded(const GradientCall<T>& call, index_t item, int threads) {
   Workspace workspace;
   const auto W = PaddedSquare<T>::take(size, workspace), P = PaddedSquare<T>::take(size, workspace),
              S = PaddedSquare<T>::take(size, workspace);
-  const Rows<T> w(batch_item(call.W, 2, item), call.W.dtype, call.W.step(-2), call.W.step(-1));
-  const Rows<T> g(batch_item(call.G, 2, item), call.G.dtype, call.G.step(-2), call.G.step(-1));
   const T* left = static_cast<const T*>(batch_item(call.G, 2, item));
   index_t left_row = call.G.step(-1), left_column = call.G.step(-2);  // of G^T
   const bool whole = size % kTileRows == 0;
-  for (index_t i = 0; i < size; ++i) {
-    const T* in = w.read(i, 0, size, W.row(i));
-    if (in != W.row(i)) std::copy_n(in, size, W.row(i));
-    if (whole) continue;  // G is read where it lies
-    const T* from = g.read(i, 0, size, S.row(i));
-    if (from != S.row(i)) std::copy_n(from, size, S.row(i));
-  }
   if (!whole) left = S.data, left_row = 1, left_column = S.step;
   T* d_A = call.d_A + item * size * size;
   parallel_team(threads, [&](Team team) {
+    const auto copy = [&](const TensorView& view, const PaddedSquare<T>& to) {
+      const Rows<T> from(batch_item(view, 2, item), view.dtype, view.step(-2), view.step(-1));
+      for (index_t i = team.rank(); i < size; i += team.size()) {
+        const T* in = from.read(i, 0, size, to.row(i));
+        if (in != to.row(i)) std::copy_n(in, size, to.row(i));
+      }
+    };
+    copy(call.first(), W);
+    if (!whole) copy(call.G, S);  // otherwise it is read where it lies
+    team.barrier();
     multiply_into(P, left, left_row, left_column, W, Update::kStore, team);
+    team.barrier();
+    if (call.turned) copy(call.W, W);
     team.barrier();
     multiply_into(S, W.data, W.step, 1, P, Update::kStore, team);
     team.barrier();
-    for (index_t i = team.rank(); i < size; i += team.size()) {
-      for (index_t j = 0; j < size; ++j) d_A[i * size + j] = (S.row(j)[i] - S.row(i)[j]) * T(0.5);
-    }
+    const T factor = call.triangle ? T(1) : T(0.5);
+    each_pair(size, team, [&](index_t i, index_t j) {
+      const T entry = (S.row(j)[i] - S.row(i)[j]) * factor;
+      d_A[i * size + j] = entry;
+      d_A[j * size + i] = call.triangle ? entry * 0 : -entry;  // NaN where the item is
+    });
+    for (index_t i = team.rank(); i < size; i += team.size()) d_A[i * size + i] = S.row(i)[i] - S.row(i)[i];
   });
 }
 
@@ -278,18 +364,47 @@ void each_item(index_t size, index_t most, index_t items, double flops, int thre
   }
 }
 
+template <class T>
+void run(const Call<T>& call, int threads) {
+  const double size = static_cast<double>(call.size);
+  each_item<T>(
+      call.size, kInterleavedInverse, call.items, (call.base ? 4 : 2) * size * size * size, threads,
+      [&](index_t group) { interleaved(call, group); },
+      [&](index_t item, int useful) { padded<T>(call, item, useful); });
+}
+
+template <class T>
+void run_gradient(const GradientCall<T>& call, int threads) {
+  const double size = static_cast<double>(call.size);
+  each_item<T>(
+      call.size, kInterleavedProducts, call.items, 4 * size * size * size, threads,
+      [&](index_t group) { gradient_interleaved(call, group); },
+      [&](index_t item, int useful) { gradient_padded(call, item, useful); });
+}
+
+template <class T>
+T* entries(const TensorView* view) {
+  return view ? view->ptr<T>() : nullptr;
+}
+
 }  // namespace
 
 void cayley_cpu(const TensorView& A, const TensorView& Q, const TensorView* W, int threads) {
   if (A.numel() == 0) return;
   dispatch_float(compute_dtype(A.dtype), "cayley", [&](auto tag) {
     using T = typename decltype(tag)::type;
-    const Call<T> call{A, Q.ptr<T>(), W ? W->ptr<T>() : nullptr, A.size(-1), batch_count(A, 2)};
-    const double size = static_cast<double>(call.size);
-    each_item<T>(
-        call.size, kInterleavedInverse, call.items, 2 * size * size * size, threads,
-        [&](index_t group) { interleaved(call, group); },
-        [&](index_t item, int useful) { padded<T>(call, item, useful); });
+    run(Call<T>{A, Q.ptr<T>(), entries<T>(W), A.size(-1), batch_count(A, 2)}, threads);
+  });
+}
+
+void cayley_of_triangle_cpu(const CayleyOfTriangle& in, const TensorView& Q, const TensorView* W,
+                            const TensorView* turned, int threads) {
+  const TensorView& A = in.A;
+  if (A.numel() == 0) return;
+  dispatch_float(compute_dtype(A.dtype), "cayley", [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    run(Call<T>{A, Q.ptr<T>(), entries<T>(W), A.size(-1), batch_count(A, 2), true, in.base, entries<T>(turned)},
+        threads);
   });
 }
 
@@ -297,12 +412,16 @@ void cayley_gradient_cpu(const TensorView& W, const TensorView& G, const TensorV
   if (W.numel() == 0) return;
   dispatch_float(W.dtype, "cayley_gradient", [&](auto tag) {
     using T = typename decltype(tag)::type;
-    const GradientCall<T> call{W, G, d_A.ptr<T>(), W.size(-1), batch_count(W, 2)};
-    const double size = static_cast<double>(call.size);
-    each_item<T>(
-        call.size, kInterleavedProducts, call.items, 4 * size * size * size, threads,
-        [&](index_t group) { gradient_interleaved(call, group); },
-        [&](index_t item, int useful) { gradient_padded(call, item, useful); });
+    run_gradient(GradientCall<T>{W, G, d_A.ptr<T>(), W.size(-1), batch_count(W, 2)}, threads);
+  });
+}
+
+void cayley_of_triangle_gradient_cpu(const TensorView& W, const TensorView* turned, const TensorView& G,
+                                     const TensorView& d_A, int threads) {
+  if (W.numel() == 0) return;
+  dispatch_float(W.dtype, "cayley_gradient", [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    run_gradient(GradientCall<T>{W, G, d_A.ptr<T>(), W.size(-1), batch_count(W, 2), true, turned}, threads);
   });
 }
 
