@@ -37,6 +37,27 @@ void bind_cayley(py::module_& m) {
     py::gil_scoped_release unlocked;
     cayley_gradient_cpu(w.view(), g.view(), out.view(), threads);
   });
+  m.def("cayley_of_triangle",
+        [](py::handle A, py::handle base, py::handle Q, py::handle W, py::handle turned, int threads) {
+          constexpr const char* op = "cayley_of_triangle";
+          const ArrayArg a(A, op, "A");
+          const OptionalArrayArg b(base, op, "base");
+          const OutputArg out(Q, op, "Q");
+          const OptionalOutputArg saved(W, op, "W"), product(turned, op, "turned");
+          const CayleyOfTriangle in{a.view(), b.view()};
+          check_cayley_of_triangle(in, out.view(), saved.view(), product.view(), kDevice);
+          py::gil_scoped_release unlocked;
+          cayley_of_triangle_cpu(in, out.view(), saved.view(), product.view(), threads);
+        });
+  m.def("cayley_of_triangle_gradient", [](py::handle W, py::handle turned, py::handle G, py::handle d_A, int threads) {
+    constexpr const char* op = "cayley_of_triangle_gradient";
+    const ArrayArg w(W, op, "W"), g(G, op, "G");
+    const OptionalArrayArg t(turned, op, "turned");
+    const OutputArg out(d_A, op, "d_A");
+    check_cayley_of_triangle_gradient(w.view(), t.view(), g.view(), out.view(), kDevice);
+    py::gil_scoped_release unlocked;
+    cayley_of_triangle_gradient_cpu(w.view(), t.view(), g.view(), out.view(), threads);
+  });
 }
 
 void bind_skew_expm(py::module_& m) {

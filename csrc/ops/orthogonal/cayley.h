@@ -2,7 +2,9 @@
 //   A (*batch, n, n) any strides; Q and, on request, W = (I - K/2)^-1 (*batch, n, n), packed. Q = 2 W - I.
 // cayley_gradient: that of A from W and the gradient G of Q, (S - S^T) / 2 with S = W^T G W^T.
 //   W packed, of the type computed in; G of that type, any strides; d_A (*batch, n, n) packed.
-// An item that is not finite is NaN.
+// cayley_of_triangle: B Q of the skew matrix K = L - L^T whose strict lower triangle L is that of A, which holds
+// nothing else; without B it is Q. On request W, and B W, which is absent without B: with it the gradient of L is the
+// lower triangle of S - S^T with S = (B W)^T G W^T, two products as before. An item that is not finite is NaN.
 #pragma once
 #include "core/batch.h"
 #include "core/check_view.h"
@@ -30,7 +32,41 @@ inline void check_cayley_gradient(const TensorView& W, const TensorView& G, cons
   check_output(d_A, W.dtype, W.numel(), device, op, "d_A");
 }
 
+struct CayleyOfTriangle {
+  const TensorView& A;
+  const TensorView* base;
+};
+
+inline void check_cayley_of_triangle(const CayleyOfTriangle& in, const TensorView& Q, const TensorView* W,
+                                     const TensorView* turned, Device device) {
+  constexpr const char* op = "cayley_of_triangle";
+  check_cayley(in.A, Q, W, device);
+  if (turned) check_output(*turned, compute_dtype(in.A.dtype), in.A.numel(), device, op, "turned");
+  CHECK(in.base || !turned, op, ": turned: expected a base");
+  if (!in.base) return;
+  check_input(*in.base, 2, device, op, "base");
+  CHECK(in.base->dtype == compute_dtype(in.A.dtype), op, ": base: expected the type that is computed in");
+  CHECK(in.base->size(-1) == in.A.size(-1) && in.base->size(-2) == in.A.size(-1) &&
+            batch_count(*in.base, 2) == batch_count(in.A, 2),
+        op, ": base: expected the shape of A");
+}
+
+inline void check_cayley_of_triangle_gradient(const TensorView& W, const TensorView* turned, const TensorView& G,
+                                              const TensorView& d_A, Device device) {
+  constexpr const char* op = "cayley_of_triangle_gradient";
+  check_cayley_gradient(W, G, d_A, device);
+  if (!turned) return;
+  check_input(*turned, 2, device, op, "turned");
+  CHECK(turned->dtype == W.dtype && turned->size(-1) == W.size(-1) && turned->size(-2) == W.size(-1) &&
+            batch_count(*turned, 2) == batch_count(W, 2),
+        op, ": turned: expected the type and shape of W");
+}
+
 void cayley_cpu(const TensorView& A, const TensorView& Q, const TensorView* W, int threads);
 void cayley_gradient_cpu(const TensorView& W, const TensorView& G, const TensorView& d_A, int threads);
+void cayley_of_triangle_cpu(const CayleyOfTriangle& in, const TensorView& Q, const TensorView* W,
+                            const TensorView* turned, int threads);
+void cayley_of_triangle_gradient_cpu(const TensorView& W, const TensorView* turned, const TensorView& G,
+                                     const TensorView& d_A, int threads);
 
 }  // namespace subspan

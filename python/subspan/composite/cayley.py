@@ -36,3 +36,33 @@ def cayley_gradient(W: Tensor, G: Tensor) -> Tensor:
     w = W.to(factor_dtype(W))
     S = w.mT @ G.to(w.dtype) @ w.mT
     return (S - S.mT) / 2
+
+
+def _skew_of_triangle(A: Tensor) -> Tensor:
+    """2 L, whose skew part is L - L^T."""
+    return 2 * A.tril(-1)
+
+
+@without_autocast
+def triangle_inverse(A: Tensor, base: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """W of K = L - L^T, and B W."""
+    W = cayley_inverse(_skew_of_triangle(A))
+    return W, None if base is None else base.to(W.dtype) @ W
+
+
+@without_autocast
+def cayley_of_triangle(A: Tensor, base: Tensor | None) -> tuple[Tensor]:
+    """B Q = 2 B W - B."""
+    W, turned = triangle_inverse(A, base)
+    if base is None or turned is None:
+        return ((2 * W - identity(W.shape[-1], W)).to(result_dtype(A)),)
+    return ((2 * turned - base.to(W.dtype)).to(result_dtype(A)),)
+
+
+@without_autocast
+def cayley_of_triangle_gradient(W: Tensor, turned: Tensor | None, G: Tensor) -> Tensor:
+    """The lower triangle of S - S^T with S = (B W)^T G W^T: d (B Q) = B W dK W."""
+    w = W.to(factor_dtype(W))
+    first = w if turned is None else turned.to(w.dtype)
+    S = first.mT @ G.to(w.dtype) @ w.mT
+    return (S - S.mT).tril(-1)

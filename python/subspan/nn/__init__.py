@@ -4,6 +4,7 @@ from .coding_rate import MaximalCodingRateReduction, TotalCodingRate
 from .crate import ISTA, CRATEBlock, SubspaceAttention, layer_coding_rate
 from .grassmann import GrassmannLinear, SubspaceOrthogonalityLoss
 from .membership_loss import MLCLoss
+from .orthogonal import orthogonal
 from .self_supervised import BarlowLoss, EMPSSLLoss, SimDINOExpansion, TiCoLoss
 from .vne import VNELoss
 
@@ -22,4 +23,5 @@ __all__ = [
     "TotalCodingRate",
     "VNELoss",
     "layer_coding_rate",
+    "orthogonal",
 ]

@@ -12,16 +12,19 @@ if _check.torch is not None:
     from ..composite import dense as composite
 
 
-def _affine_backward(g: Any, saved: Any, tensors: Any, parameters: Any, scaled: Any) -> Any:
+def _affine_backward(g: Any, saved: Any, tensors: Any, parameters: Any, scaled: Any, needed: Any) -> Any:
     """The gradients are affine products themselves, of transposed views."""
     A, B, E = tensors
     scale, _, relu = parameters
     if relu:
         (result,) = saved
         g = _check.torch.where(result > 0, g, 0 * result)  # NaN where the result is
-    d_A = _route.call_in_backward("affine_product", g, B.mT, None, scale, 0.0, False)
-    d_B = _route.call_in_backward("affine_product", g.mT, A.mT.to(B.dtype), None, scale, 0.0, False)
-    return d_A.to(A.dtype), d_B.to(B.dtype), None if E is None else g.to(E.dtype)
+    d_A = d_B = None
+    if needed[0]:
+        d_A = _route.call_in_backward("affine_product", g, B.mT, None, scale, 0.0, False).to(A.dtype)
+    if needed[1]:
+        d_B = _route.call_in_backward("affine_product", g.mT, A.mT.to(B.dtype), None, scale, 0.0, False).to(B.dtype)
+    return d_A, d_B, None if E is None else g.to(E.dtype)
 
 
 _affine_product = _route.register(
@@ -35,6 +38,7 @@ _affine_product = _route.register(
         composite=lambda *args: composite.affine_product(*args),
         gradient=lambda *args: composite.affine_product(*args) if args[-1] else (),
         backward=_affine_backward,
+        selective=True,
         saves=(),
         public="ista",
     )

@@ -53,6 +53,56 @@ _cayley = _route.register(
     )
 )
 
+_triangle_gradient = _route.register(
+    _route.Op(
+        name="cayley_of_triangle_gradient",
+        inputs=(("W", 2), ("turned", 2), ("G", 2)),
+        schema="",
+        outputs=("compute",),
+        shapes=lambda W, *_: (tuple(W.shape),),
+        kernel=_native.cpu.cayley_of_triangle_gradient,
+        composite=lambda *args: (cayley_composite.cayley_of_triangle_gradient(*args),),
+        saves=(),
+        public="orthogonal",
+    )
+)
+
+
+def _triangle_backward(g: Any, saved: Any, tensors: Any, parameters: Any, scaled: Any) -> tuple[Any, None]:
+    """As _cayley_backward. The base is a constant."""
+    from .._route_torch import is_batched
+
+    W, turned = saved
+    turned = None if tensors[1] is None else turned
+    if _check.torch.is_grad_enabled() or is_batched(g):
+        gradient = cayley_composite.cayley_of_triangle_gradient(W, turned, g)
+    else:
+        (gradient,) = _triangle_gradient(1, W, turned, g)
+    return gradient.to(tensors[0].dtype), None
+
+
+_triangle = _route.register(
+    _route.Op(
+        name="cayley_of_triangle",
+        inputs=(("A", 2), ("base", 2)),
+        schema="",
+        outputs=("compute",),
+        shapes=lambda A, base: (tuple(A.shape),),
+        kernel=_native.cpu.cayley_of_triangle,
+        composite=lambda *args: cayley_composite.cayley_of_triangle(*args),
+        gradient=lambda *args: cayley_composite.triangle_inverse(*args),
+        backward=_triangle_backward,
+        saves=(0, 1),
+        public="orthogonal",
+    )
+)
+
+
+def cayley_of_triangle(A: Any, base: Any = None) -> Any:
+    """base Q, or Q, for the Cayley transform Q of L - L^T, where L is the strict lower triangle of A (*batch, n, n), of
+    which nothing else is read; without a gradient to base, of equal batch shape and of the type computed in."""
+    return _triangle(1, A, base)[0]
+
 
 _skew_expm_gradient = _route.register(
     _route.Op(
