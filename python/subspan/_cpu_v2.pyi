@@ -241,3 +241,24 @@ def orthonormalize_gradient(
 def skew_expm(A: Any, Q: Any, threads: int, /) -> None: ...
 def skew_expm_gradient(A: Any, Q: Any, G: Any, d_A: Any, threads: int, /) -> None: ...
 def stiefel_retract(X: Any, V: Any, result: Any, method: int, rows: bool, threads: int, /) -> None: ...
+def phm_weight(A: Any, S: Any, W: Any, threads: int, /) -> None: ...
+def phm_weight_gradient(
+    A: Any, S: Any, dW: Any, dA: Any, dS: Any, wants_A: bool, wants_S: bool, threads: int, /
+) -> None: ...
+def phm_linear(x: Any, A: Any, S: Any, bias: Any | None, y: Any, method: int, threads: int, /) -> None: ...
+def phm_linear_gradient(
+    x: Any,
+    A: Any,
+    S: Any,
+    dy: Any,
+    dx: Any,
+    dA: Any,
+    dS: Any,
+    dbias: Any,
+    wants_x: bool,
+    wants_A: bool,
+    wants_S: bool,
+    wants_bias: bool,
+    threads: int,
+    /,
+) -> None: ...
