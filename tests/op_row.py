@@ -77,6 +77,7 @@ class Op:
     registered: str = ""  # of the registered op, where it is not the name
     kernel_gradient: bool = True  # False: the gradient is a formula in torch's own products, which promise no bits
     confined: Callable[[Arguments, int, int], Any] | None = None  # (arguments, item, row) -> mask: where NaN must show
+    unread: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)  # what a gradient does not depend on
 
     def __repr__(self) -> str:
         return f"<op {self.title}>"

@@ -10,5 +10,6 @@ void bind_angles_cpu(py::module_& m);
 void bind_coding_rate_cpu(py::module_& m);
 void bind_dense_cpu(py::module_& m);
 void bind_orthogonal_cpu(py::module_& m);
+void bind_phm_cpu(py::module_& m);
 
 }  // namespace subspan

@@ -19,6 +19,8 @@ from .ops.pairwise_similarity import (
     pairwise_pwcca,
     pairwise_svcca,
 )
+from .ops.phm import phm_linear, phm_weight
+from .ops.phm_algebra import algebra
 from .ops.similarity import cca, linear_cka, procrustes_distance, pwcca, svcca, von_neumann_entropy
 from .ops.sinkhorn import sinkhorn
 from .ops.skew import cayley, skew_expm
@@ -38,6 +40,7 @@ def __getattr__(name: str) -> object:
 
 
 __all__ = [
+    "algebra",
     "cayley",
     "cca",
     "class_coding_rates",
@@ -66,6 +69,8 @@ __all__ = [
     "pairwise_procrustes",
     "pairwise_pwcca",
     "pairwise_svcca",
+    "phm_linear",
+    "phm_weight",
     "principal_angles",
     "principal_cosines",
     "procrustes_distance",

@@ -267,3 +267,24 @@ def stiefel_step(
     threads: int,
     /,
 ) -> None: ...
+def phm_weight(A: Any, S: Any, W: Any, threads: int, /) -> None: ...
+def phm_weight_gradient(
+    A: Any, S: Any, dW: Any, dA: Any, dS: Any, wants_A: bool, wants_S: bool, threads: int, /
+) -> None: ...
+def phm_linear(x: Any, A: Any, S: Any, bias: Any | None, y: Any, method: int, threads: int, /) -> None: ...
+def phm_linear_gradient(
+    x: Any,
+    A: Any,
+    S: Any,
+    dy: Any,
+    dx: Any,
+    dA: Any,
+    dS: Any,
+    dbias: Any,
+    wants_x: bool,
+    wants_A: bool,
+    wants_S: bool,
+    wants_bias: bool,
+    threads: int,
+    /,
+) -> None: ...
