@@ -17,7 +17,7 @@ SHAPES: dict[str, tuple[tuple[int, ...], int, int, int, int, int]] = {
     "quaternion size": ((), 4, 4, 4, 2, 1),
     "one term": ((), 1, 1, 1, 3, 5),
     "rectangular rule": ((), 2, 3, 1, 2, 2),
-    "batch": ((3,), 2, 2, 2, 3, 2),
+    "batch": ((3,), 4, 2, 2, 5, 2),
     "two batch dimensions": ((2, 2), 3, 2, 1, 1, 2),
     "empty batch": ((0,), 2, 2, 2, 2, 3),
     "no rows of S": ((), 2, 2, 2, 0, 3),
@@ -92,13 +92,13 @@ def linear_degenerate() -> list[Sample]:
 
 def _bad_factors() -> list[BadInput]:
     return [
-        BadInput("other terms", {"S": torch.ones(3, 3, 3, 2).double()}, ValueError, "S", ("(3, 3, 3, 2)", "2 of A")),
+        BadInput("other terms", {"S": torch.ones(3, 3, 5, 2).double()}, ValueError, "S", ("(3, 3, 5, 2)", "4 of A")),
         BadInput("no terms", {"A": torch.ones(3, 0, 2, 2).double()}, ValueError, "A", ("(3, 0, 2, 2)",)),
     ]
 
 
 def weight_bad() -> list[BadInput]:
-    other_batch = BadInput("batch", {"S": torch.ones(2, 2, 3, 2).double()}, ValueError, "S", ("(2, 2, 3, 2)",))
+    other_batch = BadInput("batch", {"S": torch.ones(2, 4, 5, 2).double()}, ValueError, "S", ("(2, 4, 5, 2)",))
     return [*_bad_factors(), other_batch]
 
 
@@ -107,9 +107,11 @@ def linear_bad() -> list[BadInput]:
         BadInput("x not divisible", {"x": torch.ones(3, 7, 5).double()}, ValueError, "x", ("4 = 2 * 2", "4 and 6")),
         BadInput("x too narrow", {"x": torch.ones(3, 7, 1).double()}, ValueError, "x", ("2 is the least",)),
         BadInput("x of another width", {"x": torch.ones(3, 7, 6).double()}, ValueError, "x", ("(3, 7, 6)", "4")),
-        BadInput("bias not divisible", {"bias": torch.ones(3, 7).double()}, ValueError, "bias", ("6 = 2 * 3", "8")),
-        BadInput("batch of S", {"S": torch.ones(2, 2, 3, 2).double()}, ValueError, "S", ("(2, 2, 3, 2)",)),
-        BadInput("batch of bias", {"bias": torch.ones(2, 6).double()}, ValueError, "bias", ("(2, 6)",)),
+        BadInput(
+            "bias not divisible", {"bias": torch.ones(3, 7).double()}, ValueError, "bias", ("10 = 2 * 5", "6 and 8")
+        ),
+        BadInput("batch of S", {"S": torch.ones(2, 4, 5, 2).double()}, ValueError, "S", ("(2, 4, 5, 2)",)),
+        BadInput("batch of bias", {"bias": torch.ones(2, 10).double()}, ValueError, "bias", ("(2, 10)",)),
         BadInput("method unknown", {"method": "cp"}, ValueError, "method"),
         BadInput("method of another type", {"method": 1}, ValueError, "method"),
         *_bad_factors(),

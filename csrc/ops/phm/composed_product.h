@@ -6,6 +6,7 @@
 // the transpose: of columns with all q), since these are mixtures of the same entries of S.
 #pragma once
 #include "core/pack.h"
+#include "ops/phm/block_product.h"
 #include "ops/phm/factors.h"
 
 namespace subspan {
@@ -118,26 +119,8 @@ class ComposedProduct {
     for (index_t k = 0; k == 0 || k < depth(); k += kComposedDepth) {
       const index_t part = std::min(kComposedDepth, depth() - k);
       compose(strip, k, part);
-      const Panels<T> right = batch.block(k, part);
-      for (index_t c = 0; c < batch.count; c += right.width) {
-        const index_t vectors = std::min(right.width, round_up(batch.count - c, kLanes<T>)) / kLanes<T>;
-        with_vectors<T>(vectors, [&](auto wide) {
-          for (index_t row = 0; row < rows; row += kTileRows) {
-            Vec<T> sums[kTileRows][wide.value];
-            multiply_strided_tile<wide.value>(strip.data + row * row_entry, row_entry, depth_step, right.column(c),
-                                              right.width, part, sums);
-            T* target = strip.sums + row * padded + c;
-#pragma GCC unroll 8
-            for (int i = 0; i < kTileRows; ++i, target += padded) {
-#pragma GCC unroll 3
-              for (int v = 0; v < wide.value; ++v) {
-                T* to = target + v * kLanes<T>;
-                store(to, k > 0 ? load(to) + sums[i][v] : sums[i][v]);
-              }
-            }
-          }
-        });
-      }
+      multiply_block(strip.data, row_entry, depth_step, rows, batch.block(k, part), batch.count, part, k > 0,
+                     strip.sums, padded);
     }
   }
 

@@ -42,22 +42,6 @@ template <int Mixed, class T>
   }
 }
 
-// The sums over the lanes, kLanes accumulators by one transposition.
-template <int Count, class T>
-inline void sum_lanes_of(const Vec<T>* sums, T* totals) {
-  constexpr int lanes = kLanes<T>;
-  for (int first = 0; first < Count; first += lanes) {
-    Vec<T> square[lanes];
-#pragma GCC unroll 16
-    for (int i = 0; i < lanes; ++i) square[i] = first + i < Count ? sums[first + i] : Vec<T>{};
-    transpose_square<T>(square);
-    Vec<T> total = square[0];
-#pragma GCC unroll 16
-    for (int i = 1; i < lanes; ++i) total += square[i];
-    store(totals + first, total);
-  }
-}
-
 }  // namespace detail
 
 template <class T>

@@ -153,6 +153,22 @@ struct SubMatrices {
 };
 
 namespace detail {
+// The sums over the lanes, kLanes accumulators by one transposition; totals has room for whole vectors.
+template <int Count, class T>
+inline void sum_lanes_of(const Vec<T>* sums, T* totals) {
+  constexpr int lanes = kLanes<T>;
+  for (int first = 0; first < Count; first += lanes) {
+    Vec<T> square[lanes];
+#pragma GCC unroll 16
+    for (int i = 0; i < lanes; ++i) square[i] = first + i < Count ? sums[first + i] : Vec<T>{};
+    transpose_square<T>(square);
+    Vec<T> total = square[0];
+#pragma GCC unroll 16
+    for (int i = 1; i < lanes; ++i) total += square[i];
+    store(totals + first, total);
+  }
+}
+
 template <int Terms, class T>
 inline void contract_part_to_S(const SubMatrices<T>& dW, const Factors<T>& factors, index_t first, T* dS) {
   for (index_t a = dW.a0; a < dW.a1; ++a) {
@@ -176,25 +192,28 @@ inline void contract_part_to_S(const SubMatrices<T>& dW, const Factors<T>& facto
 }
 
 template <int Terms, class T>
-inline void contract_part_to_A(const SubMatrices<T>& dW, const Factors<T>& factors, index_t first, T* dA) {
+inline void contract_part_to_A(const SubMatrices<T>& dW, const Factors<T>& factors, const T* S, index_t term_step,
+                               index_t row_step, index_t first, T* dA) {
   for (index_t r = 0; r < factors.p; ++r) {
     for (index_t c = 0; c < factors.q; ++c) {
       Vec<T> sums[Terms] = {};
       for (index_t a = dW.a0; a < dW.a1; ++a) {
         const T* in = dW.data + r * dW.p_step + c * dW.q_step + (a - dW.a0) * dW.row_step - dW.b0;
-        const T* S = factors.S + first * factors.term_step + a * factors.row_step;
-        for (index_t b = dW.b0; b < dW.b1; b += kLanes<T>) {
-          const index_t lanes = std::min<index_t>(dW.b1 - b, kLanes<T>);
-          const Vec<T> entry = load_first(in + b, lanes);
+        const T* rows = S + first * term_step + (a - dW.a0) * row_step - dW.b0;
+        index_t b = dW.b0;
+        for (; b + kLanes<T> <= dW.b1; b += kLanes<T>) {
+          const Vec<T> entry = load(in + b);
 #pragma GCC unroll 8
-          for (int i = 0; i < Terms; ++i) sums[i] += entry * load_first(S + i * factors.term_step + b, lanes);
+          for (int i = 0; i < Terms; ++i) sums[i] += entry * load(rows + i * term_step + b);
         }
+        if (b == dW.b1) continue;
+        const Vec<T> entry = load_first(in + b, dW.b1 - b);
+#pragma GCC unroll 8
+        for (int i = 0; i < Terms; ++i) sums[i] += entry * load_first(rows + i * term_step + b, dW.b1 - b);
       }
-      for (int i = 0; i < Terms; ++i) {
-        T total = 0;
-        for (int lane = 0; lane < kLanes<T>; ++lane) total += sums[i][lane];
-        dA[(r * factors.q + c) * factors.terms + first + i] = total;
-      }
+      T totals[kTermsAtOnce + kLanes<T>];
+      sum_lanes_of<Terms>(sums, totals);
+      std::copy_n(totals, Terms, dA + (r * factors.q + c) * factors.terms + first);
     }
   }
 }
@@ -207,11 +226,13 @@ void contract_to_S(const SubMatrices<T>& dW, const Factors<T>& factors, T* dS) {
             [&](index_t first, auto part) { detail::contract_part_to_S<part.value>(dW, factors, first, dS); });
 }
 
-// Their share of dA, as (p, q, terms).
+// Their share of dA, as (p, q, terms). The entries of S that belong to them start at `S`; they are read p q times.
 template <class T>
-void contract_to_A(const SubMatrices<T>& dW, const Factors<T>& factors, T* dA) {
-  for_terms(factors.terms,
-            [&](index_t first, auto part) { detail::contract_part_to_A<part.value>(dW, factors, first, dA); });
+void contract_to_A(const SubMatrices<T>& dW, const Factors<T>& factors, const T* S, index_t term_step, index_t row_step,
+                   T* dA) {
+  for_terms(factors.terms, [&](index_t first, auto part) {
+    detail::contract_part_to_A<part.value>(dW, factors, S, term_step, row_step, first, dA);
+  });
 }
 
 // dA (terms, p, q) of its shares, which are added up in their order.

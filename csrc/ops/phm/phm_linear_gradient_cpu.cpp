@@ -1,5 +1,4 @@
 #include "core/dispatch.h"
-#include "core/product.h"
 #include "ops/phm/composed_product.h"
 #include "ops/phm/phm_linear.h"
 
@@ -25,16 +24,15 @@ class GroupColumns {
 
   index_t columns() const { return groups_ * length_; }
 
-  // to[r][c] = column c of row first + r; columns are filled up to whole panels with anything.
+  // Row first + r at to[r * step].
+  void pack(index_t first, index_t count, T* to, index_t step) const {
+    for (index_t r = 0; r < count; ++r) copy_row(first + r, to + r * step);
+  }
+
+  // The same as panels, which are filled up to their width with anything.
   void pack(index_t first, index_t count, const Panels<T>& to) const {
     for (index_t r = 0; r < count; ++r) {
-      for (index_t g = 0; g < groups_; ++g) {
-        const T* in = rows_.read(first + r, g * group_ + offset_, length_, scratch_);
-        T* out = line_ + g * length_;
-        index_t c = 0;
-        for (; c + kLanes<T> <= length_; c += kLanes<T>) store(out + c, load(in + c));
-        if (c < length_) store_first(out + c, load_first(in + c, length_ - c), length_ - c);
-      }
+      copy_row(first + r, line_);
       for (index_t c = 0; c < columns(); c += to.width) {
         T* out = to.panel(c / to.width) + r * to.width;
         for (index_t v = 0; v < to.width; v += kLanes<T>) store(out + v, load(line_ + c + v));
@@ -43,6 +41,15 @@ class GroupColumns {
   }
 
  private:
+  void copy_row(index_t row, T* to) const {
+    for (index_t g = 0; g < groups_; ++g, to += length_) {
+      const T* in = rows_.read(row, g * group_ + offset_, length_, scratch_);
+      index_t c = 0;
+      for (; c + kLanes<T> <= length_; c += kLanes<T>) store(to + c, load(in + c));
+      if (c < length_) store_first(to + c, load_first(in + c, length_ - c), length_ - c);
+    }
+  }
+
   const Rows<T>& rows_;
   index_t groups_, group_, offset_, length_;
   T *line_, *scratch_;
@@ -56,9 +63,9 @@ class FactorGradients {
       : w_(factors), x_(x), dy_(dy), rows_(rows) {
     const index_t a_parts = std::max<index_t>(1, (w_.rows() + kBlockRows - 1) / kBlockRows);
     a_length_ = std::max<index_t>(1, (w_.l + a_parts - 1) / a_parts);
-    const index_t most = std::clamp<index_t>(kBlockColumns / w_.q / kLanes<T> * kLanes<T>, kLanes<T>, 64);
-    const index_t b_parts = std::max<index_t>(1, (w_.k + most - 1) / most);
-    b_length_ = std::max<index_t>(1, std::min(w_.k, round_up((w_.k + b_parts - 1) / b_parts, kLanes<T>)));
+    // All columns of a narrow S, else whole panels.
+    const index_t whole = std::clamp<index_t>(kBlockColumns / w_.q / kLanes<T> * kLanes<T>, kLanes<T>, kPanelWidth<T>);
+    b_length_ = w_.k <= 64 && w_.columns() <= kBlockColumns ? std::max<index_t>(w_.k, 1) : whole;
     a_blocks_ = (w_.l + a_length_ - 1) / a_length_, b_blocks_ = (w_.k + b_length_ - 1) / b_length_;
   }
 
@@ -73,23 +80,34 @@ class FactorGradients {
     const index_t a_count = dW.a1 - dW.a0, b_count = dW.b1 - dW.b0;
     const GroupColumns<T> left(dy_, w_.p, w_.l, dW.a0, a_count, workspace);
     const GroupColumns<T> right(x_, w_.q, w_.k, dW.b0, b_count, workspace);
-    constexpr index_t width = kPanelWidth<T>;
     const index_t depth = std::clamp<index_t>(rows_, 1, kDepth);
-    const Panels<T> left_panels{workspace.take<T>(round_up(left.columns(), width) * depth), depth, width};
-    const Panels<T> right_panels{workspace.take<T>(round_up(right.columns(), width) * depth), depth, width};
-    const index_t padded = round_up(right.columns(), kLanes<T>), tile_rows = round_up(left.columns(), kTileRows);
+    const index_t tile_rows = round_up(left.columns(), kTileRows), padded = round_up(right.columns(), kLanes<T>);
+    const index_t left_step = tile_rows + kLanes<T>;  // no power of two apart
+    T* left_rows = workspace.take<T>(depth * left_step);
+    const index_t wide = round_up(right.columns(), kPanelWidth<T>);
+    const Panels<T> right_panels{workspace.take<T>(wide * depth), depth, kPanelWidth<T>};
     T* products = workspace.take<T>(tile_rows * padded);
     // An empty sum is one block of depth zero.
     for (index_t r = 0; r == 0 || r < rows_; r += kDepth) {
       const index_t part = std::min(kDepth, rows_ - r);
-      left.pack(r, part, left_panels);
+      left.pack(r, part, left_rows, left_step);
       right.pack(r, part, right_panels);
-      const StoreRows<T> finish{products, padded, tile_rows, padded, r > 0};
-      multiply(left_panels, left.columns(), right_panels, right.columns(), part, Part::kAll, Team(), finish);
+      multiply_block(left_rows, 1, left_step, left.columns(), right_panels, right.columns(), part, r > 0, products,
+                     padded);
     }
     dW.data = products, dW.p_step = a_count * padded, dW.q_step = b_count, dW.row_step = padded;
     if (dS) contract_to_S(dW, w_, dS);
-    if (share) contract_to_A(dW, w_, share);
+    if (!share) return;
+    // Rows of S a power of two apart would push each other out of the cache.
+    const index_t row_step = round_up(b_count, kLanes<T>) + kLanes<T>, term_step = a_count * row_step;
+    T* S = workspace.take<T>(w_.terms * term_step);
+    for (index_t i = 0; i < w_.terms; ++i) {
+      for (index_t a = 0; a < a_count; ++a) {
+        const T* from = w_.S + i * w_.term_step + (dW.a0 + a) * w_.row_step + dW.b0;
+        std::copy_n(from, b_count, S + i * term_step + a * row_step);
+      }
+    }
+    contract_to_A(dW, w_, S, term_step, row_step, share);
   }
 
  private:

@@ -48,7 +48,9 @@ struct Gradient {
       const SubMatrices<T> part{
           upstream + a0 * row_step, factors.l * row_step, factors.k, row_step, a0, a1, 0, factors.k};
       if (dS) contract_to_S(part, factors, dS->ptr<T>() + item * factors.terms * factors.l * factors.k);
-      if (dA) contract_to_A(part, factors, shares + share * factors.coefficients());
+      if (!dA) return;
+      contract_to_A(part, factors, factors.S + a0 * factors.row_step, factors.term_step, factors.row_step,
+                    shares + share * factors.coefficients());
     });
     if (dA) add_shares(shares, share_count, factors, dA->ptr<T>() + item * factors.coefficients());
   }
