@@ -51,32 +51,44 @@ template <class T>
 void complete_symmetric(const Symmetric<T>& to, const Combination<T>& combination, Team team) {
   constexpr index_t lanes = kLanes<T>;
   const index_t width = to.panels.width;
-  Vec<T> square[lanes];
-  for (index_t i = team.rank() * lanes; i < to.size; i += team.size() * lanes) {
-    const index_t rows = std::min(lanes, to.size - i);
-    for (index_t j = i; j < to.size; j += lanes) {
+  const index_t size = to.size;  // stores might change what `to` holds
+  const bool changes = combination.scale != 1 || combination.other;
+  Vec<T> square[lanes], lane;
+  for (index_t c = 0; c < lanes; ++c) lane[c] = static_cast<T>(c);
+  for (index_t i = team.rank() * lanes; i < size; i += team.size() * lanes) {
+    T* lower = to.panels.at(i, i);  // the blocks below the diagonal: i is a column there
+    for (index_t j = i; j < size; j += lanes, lower += lanes * width) {
       T* upper = to.panels.at(i, j);
-      for (index_t r = 0; r < lanes; ++r) {
-        square[r] = combination.scale != 0 ? load(upper + r * width) * combination.scale : Vec<T>{};
+#pragma GCC unroll 16
+      for (index_t r = 0; r < lanes; ++r) square[r] = load(upper + r * width);
+      if (changes) {
+        const T scale = combination.scale;
+#pragma GCC unroll 16
+        for (index_t r = 0; r < lanes; ++r) square[r] = scale != 0 ? square[r] * scale : Vec<T>{};
       }
       if (combination.other) {
         const T* other = combination.other->panels.at(i, j);
-        for (index_t r = 0; r < lanes; ++r) square[r] += load(other + r * width) * combination.weight;
+        const T weight = combination.weight;
+#pragma GCC unroll 16
+        for (index_t r = 0; r < lanes; ++r) square[r] += load(other + r * width) * weight;
       }
       if (i == j) {
-        for (index_t r = 0; r < rows; ++r) square[r][r] += combination.diagonal;
         Vec<T> mirrored[lanes];
-        for (index_t r = 0; r < lanes; ++r) mirrored[r] = square[r];
-        transpose_square<T>(mirrored);
         for (index_t r = 0; r < lanes; ++r) {
-          for (index_t c = 0; c < r; ++c) square[r][c] = mirrored[r][c];
+          square[r] += lane == static_cast<T>(r) ? broadcast(combination.diagonal) : Vec<T>{};
+          mirrored[r] = square[r];
         }
+        transpose_square<T>(mirrored);
+        for (index_t r = 0; r < lanes; ++r) square[r] = lane < static_cast<T>(r) ? mirrored[r] : square[r];
       }
-      for (index_t r = 0; r < lanes; ++r) store(upper + r * width, square[r]);
-      if (i != j) {
-        transpose_square<T>(square);
-        for (index_t r = 0; r < lanes; ++r) store(to.panels.at(j + r, i), square[r]);
+      if (changes || i == j) {
+#pragma GCC unroll 16
+        for (index_t r = 0; r < lanes; ++r) store(upper + r * width, square[r]);
       }
+      if (i == j) continue;
+      transpose_square<T>(square);
+#pragma GCC unroll 16
+      for (index_t r = 0; r < lanes; ++r) store(lower + r * width, square[r]);
     }
   }
 }
@@ -86,6 +98,7 @@ void complete_symmetric(const Symmetric<T>& to, const Combination<T>& combinatio
 template <class T>
 double estimate_norm(const Symmetric<T>& matrix, T* vectors, Team team) {
   constexpr int steps = 3;
+  constexpr index_t lanes = kLanes<T>;
   const index_t padded = round_up(matrix.size, kLanes<T>), width = matrix.panels.width;
   T *from = vectors, *to = vectors + padded;
   if (team.rank() == 0) {
@@ -98,16 +111,24 @@ double estimate_norm(const Symmetric<T>& matrix, T* vectors, Team team) {
   team.barrier();
   double before = static_cast<double>(matrix.size), norm = 0;
   for (int step = 0; step < steps; ++step) {
-    for (index_t row = team.rank(); row < matrix.size; row += team.size()) {
-      Vec<T> sum{};
+    // Rows whose sums fill a vector; those beyond the size, which the panels hold, are not kept.
+    for (index_t row = team.rank() * lanes; row < matrix.size; row += team.size() * lanes) {
+      Vec<T> sums[lanes] = {};
       for (index_t first = 0; first < padded; first += width) {
-        const T* entries = matrix.panels.at(row, first);
         const index_t end = std::min(width, padded - first);
-        for (index_t c = 0; c < end; c += kLanes<T>) sum += load(entries + c) * load(from + first + c);
+        for (index_t c = 0; c < end; c += lanes) {
+          const T* entries = matrix.panels.at(row, first) + c;
+          const Vec<T> factors = load(from + first + c);
+#pragma GCC unroll 16
+          for (index_t r = 0; r < lanes; ++r) sums[r] += load(entries + r * width) * factors;
+        }
       }
-      T total = 0;
-      for (index_t lane = 0; lane < kLanes<T>; ++lane) total += sum[lane];
-      to[row] = total;
+      transpose_square<T>(sums);
+      for (index_t step = lanes / 2; step > 0; step /= 2) {
+        for (index_t r = 0; r < step; ++r) sums[r] += sums[r + step];
+      }
+      const index_t present = std::min(lanes, matrix.size - row);
+      for (index_t r = 0; r < present; ++r) to[row + r] = sums[0][r];
     }
     team.barrier();
     double after = 0;

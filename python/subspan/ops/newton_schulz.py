@@ -138,8 +138,10 @@ def newton_schulz_unrounded(G: Any, steps: int = 5, coefficients: Any = "muon") 
     for i, matrix in enumerate(G):
         if not (_check.is_torch(matrix) or isinstance(matrix, np.ndarray) or _check.is_cupy(matrix)):
             raise TypeError(f"{op}: G: expected arrays in a list, got {type(matrix).__name__} at position {i}")
-        _check.matrix(op, f"G[{i}]", matrix)
-        _check.same_kind(op, f"G[{i}]", matrix, "G[0]", G[0])
+        name = f"G[{i}]"
+        _check.matrix(op, name, matrix)
+        if i > 0:
+            _check.same_kind(op, name, matrix, "G[0]", G[0])
     numbers = [number for polynomial in polynomials(steps, coefficients) for number in polynomial]
     return of_list(list(G), numbers) if G else []
 
