@@ -6,13 +6,19 @@
 namespace subspan {
 namespace {
 
+// What A is: K is its skew part; K lies below its diagonal, and nothing else counts; K / 2 above the diagonal, packed.
+enum class Given { kSquare, kTriangle, kPacked };
+
+index_t packed_count(index_t size) { return size * (size - 1) / 2; }
+index_t packed_row(index_t size, index_t row) { return row * (2 * size - row - 1) / 2; }
+
 template <class T>
 struct Call {
   const TensorView& A;
   T* Q;
   T* W;
   index_t size, items;
-  bool triangle = false;             // A holds K below its diagonal, and nothing else that counts
+  Given given = Given::kSquare;
   const TensorView* base = nullptr;  // what Q is multiplied by
   T* turned = nullptr;               // base W
 };
@@ -45,13 +51,22 @@ bool needs_double(T norm) {
 template <class T>
 void load_lanes(const Call<T>& call, const LaneGroup<T>& group, Vec<T>* m, Vec<T>& poison, Vec<T>& norm) {
   const index_t size = call.size;
-  interleave<T>(call.A, group, m, size, 1);
-  for (index_t i = 0; i < size; ++i) {
-    if (!call.triangle) poison += m[i * size + i] * 0;
-    m[i * size + i] = Vec<T>{} + 1;
-    for (index_t j = 0; j < i; ++j) {
+  Workspace workspace;
+  const bool packed = call.given == Given::kPacked, whole = call.given == Given::kSquare;
+  const Vec<T>* entries = nullptr;
+  if (packed) {
+    Vec<T>* read = workspace.take<Vec<T>>(packed_count(size));
+    interleave<T>(call.A, group, read, 0, 1);
+    entries = read;
+  } else {
+    interleave<T>(call.A, group, m, size, 1);
+  }
+  for (index_t j = 0; j < size; ++j) {
+    if (whole) poison += m[j * size + j] * 0;
+    m[j * size + j] = Vec<T>{} + 1;
+    for (index_t i = j + 1; i < size; ++i) {
       Vec<T>&lower = m[i * size + j], &upper = m[j * size + i];
-      const Vec<T> half = call.triangle ? lower * T(0.5) : lower * T(0.25) - upper * T(0.25);
+      const Vec<T> half = packed ? -*entries++ : whole ? lower * T(0.25) - upper * T(0.25) : lower * T(0.5);
       poison += half * 0;
       lower = -half;
       upper = half;
@@ -148,21 +163,24 @@ T load_padded(const Call<Out>& call, index_t item, const PaddedSquare<T>& m, T& 
   const index_t size = call.size;
   const Rows<Out> rows(batch_item(call.A, 2, item), call.A.dtype, call.A.step(-2), call.A.step(-1));
   Workspace workspace;
+  const bool packed = call.given == Given::kPacked, whole = call.given == Given::kSquare;
   Out* scratch = workspace.take<Out>(size * threads);
   T* norms = workspace.take<T>(2 * threads);
   std::fill_n(norms, 2 * threads, T(0));
   parallel_team(threads, [&](Team team) {
     T& own_poison = norms[threads + team.rank()];
     for (index_t i = team.rank(); i < size; i += team.size()) {
-      const Out* in = rows.read(i, 0, size, scratch + team.rank() * size);
-      for (index_t j = 0; j < size; ++j) m.row(i)[j] = in[j];
-      if (!call.triangle) own_poison += m.row(i)[i] * 0;
+      Out* own = scratch + team.rank() * size;
+      const index_t first = packed ? i + 1 : 0;
+      const Out* in = packed ? rows.read(0, packed_row(size, i), size - first, own) : rows.read(i, 0, size, own);
+      for (index_t j = first; j < size; ++j) m.row(i)[j] = in[j - first];
+      if (whole) own_poison += m.row(i)[i] * 0;
       m.row(i)[i] = 1;
     }
     team.barrier();
     each_pair(size, team, [&](index_t i, index_t j) {
       T &lower = m.row(i)[j], &upper = m.row(j)[i];
-      const T half = call.triangle ? lower * T(0.5) : lower * T(0.25) - upper * T(0.25);
+      const T half = packed ? -upper : whole ? lower * T(0.25) - upper * T(0.25) : lower * T(0.5);
       lower = -half;
       upper = half;
     });
@@ -280,8 +298,11 @@ struct GradientCall {
   const TensorView& G;
   T* d_A;
   index_t size, items;
-  bool triangle = false;
+  Given given = Given::kSquare;
   const TensorView* turned = nullptr;
+
+  // d K_ij of d A, for every pair once.
+  T factor() const { return given == Given::kSquare ? T(0.5) : given == Given::kTriangle ? T(1) : T(-2); }
 
   const TensorView& first() const { return turned ? *turned : W; }  // of S = first^T G W^T
 };
@@ -295,17 +316,23 @@ void gradient_interleaved(const GradientCall<T>& call, index_t index) {
       P{workspace.take<Vec<T>>(entries), size, 1};
   interleave<T>(call.first(), group, W.data, size, 1);
   interleave<T>(call.G, group, G.data, size, 1);
-  const T factor = call.triangle ? T(1) : T(0.5);
   multiply_interleaved(G.transposed(), size, W, size, size,
-                       [&](index_t i, index_t j, Vec<T> sum) { P(i, j) = sum * factor; });
+                       [&](index_t i, index_t j, Vec<T> sum) { P(i, j) = sum * call.factor(); });
   if (call.turned) interleave<T>(call.W, group, W.data, size, 1);
-  multiply_interleaved(W, size, P, size, size, [&](index_t i, index_t j, Vec<T> sum) { G(i, j) = sum; });  // S^T / 2
+  multiply_interleaved(W, size, P, size, size, [&](index_t i, index_t j, Vec<T> sum) { G(i, j) = sum; });  // S^T
+  if (call.given == Given::kPacked) {
+    Vec<T>* entry = P.data;
+    for (index_t j = 0; j < size; ++j) {
+      for (index_t i = j + 1; i < size; ++i) *entry++ = G(j, i) - G(i, j);
+    }
+    return deinterleave<T>(P.data, 0, 1, group, 1, packed_count(size), call.d_A);
+  }
   for (index_t i = 0; i < size; ++i) {
     G(i, i) -= G(i, i);
     for (index_t j = 0; j < i; ++j) {
-      const Vec<T> half = G(j, i) - G(i, j);
-      G(j, i) = call.triangle ? half * 0 : -half;  // NaN where the item is
-      G(i, j) = half;
+      const Vec<T> entry = G(j, i) - G(i, j);
+      G(j, i) = call.given == Given::kTriangle ? entry * 0 : -entry;  // NaN where the item is
+      G(i, j) = entry;
     }
   }
   deinterleave<T>(G.data, size, 1, group, size, size, call.d_A);
@@ -321,7 +348,8 @@ void gradient_padded(const GradientCall<T>& call, index_t item, int threads) {
   index_t left_row = call.G.step(-1), left_column = call.G.step(-2);  // of G^T
   const bool whole = size % kTileRows == 0;
   if (!whole) left = S.data, left_row = 1, left_column = S.step;
-  T* d_A = call.d_A + item * size * size;
+  const bool packed = call.given == Given::kPacked;
+  T* d_A = call.d_A + item * (packed ? packed_count(size) : size * size);
   parallel_team(threads, [&](Team team) {
     const auto copy = [&](const TensorView& view, const PaddedSquare<T>& to) {
       const Rows<T> from(batch_item(view, 2, item), view.dtype, view.step(-2), view.step(-1));
@@ -339,11 +367,18 @@ void gradient_padded(const GradientCall<T>& call, index_t item, int threads) {
     team.barrier();
     multiply_into(S, W.data, W.step, 1, P, Update::kStore, team);
     team.barrier();
-    const T factor = call.triangle ? T(1) : T(0.5);
+    const T factor = call.factor();
+    if (packed) {
+      for (index_t i = team.rank(); i < size; i += team.size()) {
+        T* row = d_A + packed_row(size, i) - i - 1;
+        for (index_t j = i + 1; j < size; ++j) row[j] = (S.row(i)[j] - S.row(j)[i]) * factor;
+      }
+      return;
+    }
     each_pair(size, team, [&](index_t i, index_t j) {
       const T entry = (S.row(j)[i] - S.row(i)[j]) * factor;
       d_A[i * size + j] = entry;
-      d_A[j * size + i] = call.triangle ? entry * 0 : -entry;  // NaN where the item is
+      d_A[j * size + i] = call.given == Given::kTriangle ? entry * 0 : -entry;  // NaN where the item is
     });
     for (index_t i = team.rank(); i < size; i += team.size()) d_A[i * size + i] = S.row(i)[i] - S.row(i)[i];
   });
@@ -403,7 +438,8 @@ void cayley_of_triangle_cpu(const CayleyOfTriangle& in, const TensorView& Q, con
   if (A.numel() == 0) return;
   dispatch_float(compute_dtype(A.dtype), "cayley", [&](auto tag) {
     using T = typename decltype(tag)::type;
-    run(Call<T>{A, Q.ptr<T>(), entries<T>(W), A.size(-1), batch_count(A, 2), true, in.base, entries<T>(turned)},
+    run(Call<T>{A, Q.ptr<T>(), entries<T>(W), A.size(-1), batch_count(A, 2), Given::kTriangle, in.base,
+                entries<T>(turned)},
         threads);
   });
 }
@@ -421,7 +457,23 @@ void cayley_of_triangle_gradient_cpu(const TensorView& W, const TensorView* turn
   if (W.numel() == 0) return;
   dispatch_float(W.dtype, "cayley_gradient", [&](auto tag) {
     using T = typename decltype(tag)::type;
-    run_gradient(GradientCall<T>{W, G, d_A.ptr<T>(), W.size(-1), batch_count(W, 2), true, turned}, threads);
+    run_gradient(GradientCall<T>{W, G, d_A.ptr<T>(), W.size(-1), batch_count(W, 2), Given::kTriangle, turned}, threads);
+  });
+}
+
+void cayley_of_packed_cpu(const TensorView& a, const TensorView& Q, const TensorView* W, int threads) {
+  if (Q.numel() == 0) return;
+  dispatch_float(compute_dtype(a.dtype), "cayley", [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    run(Call<T>{a, Q.ptr<T>(), entries<T>(W), Q.size(-1), batch_count(a, 2), Given::kPacked}, threads);
+  });
+}
+
+void cayley_of_packed_gradient_cpu(const TensorView& W, const TensorView& G, const TensorView& d_a, int threads) {
+  if (d_a.numel() == 0) return;
+  dispatch_float(W.dtype, "cayley_gradient", [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    run_gradient(GradientCall<T>{W, G, d_a.ptr<T>(), W.size(-1), batch_count(W, 2), Given::kPacked}, threads);
   });
 }
 
