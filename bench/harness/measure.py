@@ -170,7 +170,7 @@ def subspan_step(case: Case, settings: Settings):
 def _step(case: Case, variant: Variant, inputs):
     """The timed call: forward, or forward and backward of the sum with gradients cleared first."""
     function = variant.function
-    if not case.backward:
+    if not case.backward or variant.self_timed:
 
         def forward():
             return function(*inputs)

@@ -58,6 +58,23 @@ void bind_cayley(py::module_& m) {
     py::gil_scoped_release unlocked;
     cayley_of_triangle_gradient_cpu(w.view(), t.view(), g.view(), out.view(), threads);
   });
+  m.def("cayley_of_packed", [](py::handle a, py::handle Q, py::handle W, int threads) {
+    constexpr const char* op = "cayley_of_packed";
+    const ArrayArg packed(a, op, "a");
+    const OutputArg out(Q, op, "Q");
+    const OptionalOutputArg saved(W, op, "W");
+    check_cayley_of_packed(packed.view(), out.view(), saved.view(), kDevice);
+    py::gil_scoped_release unlocked;
+    cayley_of_packed_cpu(packed.view(), out.view(), saved.view(), threads);
+  });
+  m.def("cayley_of_packed_gradient", [](py::handle W, py::handle G, py::handle d_a, int threads) {
+    constexpr const char* op = "cayley_of_packed_gradient";
+    const ArrayArg w(W, op, "W"), g(G, op, "G");
+    const OutputArg out(d_a, op, "d_a");
+    check_cayley_of_packed_gradient(w.view(), g.view(), out.view(), kDevice);
+    py::gil_scoped_release unlocked;
+    cayley_of_packed_gradient_cpu(w.view(), g.view(), out.view(), threads);
+  });
 }
 
 void bind_skew_expm(py::module_& m) {

@@ -62,11 +62,41 @@ inline void check_cayley_of_triangle_gradient(const TensorView& W, const TensorV
         op, ": turned: expected the type and shape of W");
 }
 
+inline void check_packed(const TensorView& a, std::int64_t size, const char* op) {
+  CHECK(a.size(-2) == 1 && a.size(-1) == size * (size - 1) / 2, op, ": a: expected ", size * (size - 1) / 2,
+        " numbers for matrices of order ", size, ", got ", a.size(-1));
+}
+
+inline void check_cayley_of_packed(const TensorView& a, const TensorView& Q, const TensorView* W, Device device) {
+  constexpr const char* op = "cayley_of_packed";
+  check_input(a, 2, device, op, "a");
+  CHECK(is_float(a.dtype), op, ": a: expected a floating point array");
+  CHECK(Q.ndim >= 2 && Q.size(-1) == Q.size(-2), op, ": Q: expected square matrices");
+  check_packed(a, Q.size(-1), op);
+  const std::int64_t entries = batch_count(a, 2) * Q.size(-1) * Q.size(-1);
+  check_output(Q, compute_dtype(a.dtype), entries, device, op, "Q");
+  if (W) check_output(*W, compute_dtype(a.dtype), entries, device, op, "W");
+}
+
+inline void check_cayley_of_packed_gradient(const TensorView& W, const TensorView& G, const TensorView& d_a,
+                                            Device device) {
+  constexpr const char* op = "cayley_of_packed_gradient";
+  check_input(W, 2, device, op, "W");
+  check_input(G, 2, device, op, "G");
+  CHECK(W.dtype == DType::f32 || W.dtype == DType::f64, op, ": W: expected a float32 or float64 array");
+  CHECK(G.dtype == W.dtype && W.size(-1) == W.size(-2) && G.size(-1) == W.size(-1) && G.size(-2) == W.size(-1) &&
+            batch_count(G, 2) == batch_count(W, 2),
+        op, ": G: expected the type and shape of W");
+  check_output(d_a, W.dtype, batch_count(W, 2) * (W.size(-1) * (W.size(-1) - 1) / 2), device, op, "d_a");
+}
+
 void cayley_cpu(const TensorView& A, const TensorView& Q, const TensorView* W, int threads);
 void cayley_gradient_cpu(const TensorView& W, const TensorView& G, const TensorView& d_A, int threads);
 void cayley_of_triangle_cpu(const CayleyOfTriangle& in, const TensorView& Q, const TensorView* W,
                             const TensorView* turned, int threads);
 void cayley_of_triangle_gradient_cpu(const TensorView& W, const TensorView* turned, const TensorView& G,
                                      const TensorView& d_A, int threads);
+void cayley_of_packed_cpu(const TensorView& a, const TensorView& Q, const TensorView* W, int threads);
+void cayley_of_packed_gradient_cpu(const TensorView& W, const TensorView& G, const TensorView& d_a, int threads);
 
 }  // namespace subspan

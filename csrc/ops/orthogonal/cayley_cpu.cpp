@@ -2,6 +2,7 @@
 #include "core/small_matrix/gauss_jordan.h"
 #include "core/small_matrix/interleave.h"
 #include "ops/orthogonal/cayley.h"
+#include "ops/orthogonal/cayley_items.h"
 
 namespace subspan {
 namespace {
@@ -12,17 +13,13 @@ struct Call {
   T* Q;
   T* W;
   index_t size, items;
-  bool triangle = false;             // A holds K below its diagonal, and nothing else that counts
+  SkewStorage given = SkewStorage::kSquare;
   const TensorView* base = nullptr;  // what Q is multiplied by
   T* turned = nullptr;               // base W
 };
 
-// The largest matrices that lie side by side in SIMD lanes. Measured on AVX-512: lanes share the latency of the pivots,
-// while plain products are better where vectors lie along rows.
-constexpr index_t kInterleavedInverse = 64, kInterleavedProducts = 16;
-// A team waits at three barriers for every block of pivots: what one matrix must cost for that, in the unit of
-// useful_threads.
-constexpr double kSharedBetween = 64;
+// The largest matrices that lie side by side in SIMD lanes. Measured on AVX-512: lanes share the latency of the pivots.
+constexpr index_t kInterleavedInverse = 64;
 
 // Without row exchanges the rest of the matrix can grow to the square of the norm of K, and rounding errors with it. A
 // step of Newton's method, W + W (I - M W), squares the error: how many follow a matrix of this norm, largest sum of
@@ -52,14 +49,22 @@ LaneMatrix<T> take_lane_matrix(index_t size, Workspace& workspace) {
 template <class T>
 void load_lanes(const Call<T>& call, const LaneGroup<T>& group, const LaneMatrix<T>& M, Vec<T>& poison, Vec<T>& norm) {
   const index_t size = call.size;
-  interleave<T>(call.A, group, M.data, M.row, 1);
   Workspace workspace;
+  const bool packed = call.given == SkewStorage::kPacked, whole = call.given == SkewStorage::kSquare;
+  Vec<T>* entries = packed ? workspace.take<Vec<T>>(packed_count(size)) : nullptr;
+  if (packed) {
+    interleave<T>(call.A, group, entries, 0, 1);
+  } else {
+    interleave<T>(call.A, group, M.data, M.row, 1);
+  }
   Vec<T>* sums = workspace.take<Vec<T>>(size);  // of absolute values in a row of K / 2
   for (index_t i = 0; i < size; ++i) {
-    Vec<T> sum{}, invalid = call.triangle ? Vec<T>{} : M(i, i) * 0;
+    Vec<T> sum{}, invalid = whole ? M(i, i) * 0 : Vec<T>{};
     M(i, i) = Vec<T>{} + 1;
     for (index_t j = 0; j < i; ++j) {
-      const Vec<T> half = call.triangle ? M(i, j) * T(0.5) : M(i, j) * T(0.25) - M(j, i) * T(0.25);
+      const Vec<T> half = packed  ? -entries[packed_row(size, j) + i - j - 1]
+                          : whole ? M(i, j) * T(0.25) - M(j, i) * T(0.25)
+                                  : M(i, j) * T(0.5);
       invalid += half * 0;
       M(i, j) = -half;
       M(j, i) = half;
@@ -178,21 +183,24 @@ T load_padded(const Call<Out>& call, index_t item, const PaddedSquare<T>& m, T& 
   const index_t size = call.size;
   const Rows<Out> rows(batch_item(call.A, 2, item), call.A.dtype, call.A.step(-2), call.A.step(-1));
   Workspace workspace;
+  const bool packed = call.given == SkewStorage::kPacked, whole = call.given == SkewStorage::kSquare;
   Out* scratch = workspace.take<Out>(size * threads);
   T* norms = workspace.take<T>(2 * threads);
   std::fill_n(norms, 2 * threads, T(0));
   parallel_team(threads, [&](Team team) {
     T& own_poison = norms[threads + team.rank()];
     for (index_t i = team.rank(); i < size; i += team.size()) {
-      const Out* in = rows.read(i, 0, size, scratch + team.rank() * size);
-      for (index_t j = 0; j < size; ++j) m.row(i)[j] = in[j];
-      if (!call.triangle) own_poison += m.row(i)[i] * 0;
+      Out* own = scratch + team.rank() * size;
+      const index_t first = packed ? i + 1 : 0;
+      const Out* in = packed ? rows.read(0, packed_row(size, i), size - first, own) : rows.read(i, 0, size, own);
+      for (index_t j = first; j < size; ++j) m.row(i)[j] = in[j - first];
+      if (whole) own_poison += m.row(i)[i] * 0;
       m.row(i)[i] = 1;
     }
     team.barrier();
     each_pair(size, team, [&](index_t i, index_t j) {
       T &lower = m.row(i)[j], &upper = m.row(j)[i];
-      const T half = call.triangle ? lower * T(0.5) : lower * T(0.25) - upper * T(0.25);
+      const T half = packed ? -upper : whole ? lower * T(0.25) - upper * T(0.25) : lower * T(0.5);
       lower = -half;
       upper = half;
     });
@@ -301,142 +309,6 @@ void padded(const Call<Out>& call, index_t item, int threads) {
     for (index_t j = 0; j < size; ++j) Q[j] = static_cast<Out>(2 * in[j] + poison);
   }
 }
-
-// --- the gradient -----------------------------------------------------------------------------------------------
-
-template <class T>
-struct GradientCall {
-  const TensorView& W;
-  const TensorView& G;
-  T* d_A;
-  index_t size, items;
-  bool triangle = false;
-  const TensorView* turned = nullptr;
-
-  const TensorView& first() const { return turned ? *turned : W; }  // of S = first^T G W^T
-};
-
-template <class T>
-void gradient_interleaved(const GradientCall<T>& call, index_t index) {
-  const LaneGroup<T> group(index, call.items);
-  const index_t size = call.size, entries = size * size;
-  Workspace workspace;
-  const LaneMatrix<T> W{workspace.take<Vec<T>>(entries), size, 1}, G{workspace.take<Vec<T>>(entries), size, 1},
-      P{workspace.take<Vec<T>>(entries), size, 1};
-  interleave<T>(call.first(), group, W.data, size, 1);
-  interleave<T>(call.G, group, G.data, size, 1);
-  const T factor = call.triangle ? T(1) : T(0.5);
-  multiply_interleaved(G.transposed(), size, W, size, size,
-                       [&](index_t i, index_t j, Vec<T> sum) { P(i, j) = sum * factor; });
-  if (call.turned) interleave<T>(call.W, group, W.data, size, 1);
-  multiply_interleaved(W, size, P, size, size, [&](index_t i, index_t j, Vec<T> sum) { G(i, j) = sum; });  // S^T / 2
-  for (index_t i = 0; i < size; ++i) {
-    G(i, i) -= G(i, i);
-    for (index_t j = 0; j < i; ++j) {
-      const Vec<T> half = G(j, i) - G(i, j);
-      G(j, i) = call.triangle ? half * 0 : -half;  // NaN where the item is
-      G(i, j) = half;
-    }
-  }
-  deinterleave<T>(G.data, size, 1, group, size, size, call.d_A);
-}
-
-// A square operand whose rows are whole vectors, where it lies or as a copy.
-template <class T>
-PaddedSquare<T> padded_rows(const TensorView& matrices, index_t item, Workspace& workspace) {
-  const index_t size = matrices.size(-1), step = matrices.step(-2);
-  T* data = static_cast<T*>(const_cast<void*>(batch_item(matrices, 2, item)));
-  if (size % std::max<index_t>(kLanes<T>, kTileRows) == 0 && matrices.step(-1) == 1) return {data, size, step};
-  const auto copy = PaddedSquare<T>::take(size, workspace);
-  const Rows<T> rows(data, matrices.dtype, step, matrices.step(-1));
-  for (index_t i = 0; i < size; ++i) {
-    const T* in = rows.read(i, 0, size, copy.row(i));
-    if (in != copy.row(i)) std::copy_n(in, size, copy.row(i));
-  }
-  return copy;
-}
-
-// 1 in the first r lanes, 0 in the others.
-template <class T>
-Vec<T> below_diagonal(index_t r) {
-  Vec<T> ones{};
-  for (index_t lane = 0; lane < r; ++lane) ones[lane] = 1;
-  return ones;
-}
-
-// d_A = (S^T - S) / 2, or of S^T - S the lower triangle and zeros (NaN where the item is), in squares of kLanes x
-// kLanes entries, each with its mirror image. Rows of squares are dealt to the team; the rows of S are whole vectors.
-template <class T>
-void write_skew_part(const PaddedSquare<T>& S, bool triangle, T* d_A, Team team) {
-  constexpr index_t lanes = kLanes<T>;
-  const index_t size = S.size;
-  const T factor = triangle ? T(1) : T(0.5);
-  const auto read = [&](index_t row, index_t column, Vec<T>(&square)[lanes]) {
-    for (index_t r = 0; r < lanes; ++r) square[r] = row + r < size ? load(S.row(row + r) + column) : Vec<T>{};
-  };
-  const auto write = [&](index_t row, index_t column, const Vec<T>(&square)[lanes]) {
-    const index_t count = std::min(lanes, size - column);
-    for (index_t r = 0; r < std::min(lanes, size - row); ++r) {
-      store_entries(d_A + (row + r) * size + column, square[r], count);
-    }
-  };
-  for (index_t i = team.rank() * lanes; i < size; i += team.size() * lanes) {
-    for (index_t j = i; j < size; j += lanes) {
-      Vec<T> here[lanes], there[lanes];
-      read(i, j, here);
-      read(j, i, there);
-      transpose_square<T>(there);
-      for (index_t r = 0; r < lanes; ++r) here[r] = (there[r] - here[r]) * factor;
-      for (index_t r = 0; r < lanes; ++r) there[r] = -here[r];
-      transpose_square<T>(there);
-      if (triangle) {
-        for (index_t r = 0; r < lanes; ++r) here[r] *= i == j ? below_diagonal<T>(r) : Vec<T>{};
-      }
-      write(i, j, here);
-      if (i != j) write(j, i, there);
-    }
-  }
-}
-
-template <class T>
-void gradient_padded(const GradientCall<T>& call, index_t item, int threads) {
-  const index_t size = call.size;
-  Workspace workspace;
-  const auto first = padded_rows<T>(call.first(), item, workspace);
-  const auto second = call.turned ? padded_rows<T>(call.W, item, workspace) : first;
-  const auto P = PaddedSquare<T>::take(size, workspace), S = PaddedSquare<T>::take(size, workspace);
-  const T* left = static_cast<const T*>(batch_item(call.G, 2, item));  // G^T
-  index_t left_row = call.G.step(-1), left_column = call.G.step(-2);
-  const bool whole = size % kTileRows == 0;
-  if (!whole) {
-    const auto G = padded_rows<T>(call.G, item, workspace);
-    left = G.data, left_row = 1, left_column = G.step;
-  }
-  T* d_A = call.d_A + item * size * size;
-  parallel_team(threads, [&](Team team) {
-    multiply_into(P, left, left_row, left_column, first, Update::kStore, team);
-    team.barrier();
-    multiply_into(S, second.data, second.step, 1, P, Update::kStore, team);
-    team.barrier();
-    write_skew_part(S, call.triangle, d_A, team);
-  });
-}
-
-// interleaved(group) or padded(item, threads) for all items: matrices lie side by side in SIMD lanes up to the size
-// `most`, provided there are enough to fill them.
-template <class T, class Interleaved, class Padded>
-void each_item(index_t size, index_t most, index_t items, double flops, int threads, Interleaved&& interleaved,
-               Padded&& padded) {
-  const int useful = useful_threads(flops * static_cast<double>(items), threads);
-  if (size <= kTinyPivots || (size <= most && 4 * items >= kLanes<T>)) {
-    parallel_for(lane_groups<T>(items), useful, interleaved);
-  } else if (items >= threads) {
-    parallel_for(items, useful, [&](index_t item) { padded(item, 1); });
-  } else {
-    for (index_t item = 0; item < items; ++item) padded(item, useful_threads(flops / kSharedBetween, threads));
-  }
-}
-
 template <class T>
 void run(const Call<T>& call, int threads) {
   const double size = static_cast<double>(call.size);
@@ -444,15 +316,6 @@ void run(const Call<T>& call, int threads) {
       call.size, kInterleavedInverse, call.items, (call.base ? 4 : 2) * size * size * size, threads,
       [&](index_t group) { interleaved(call, group); },
       [&](index_t item, int useful) { padded<T>(call, item, useful); });
-}
-
-template <class T>
-void run_gradient(const GradientCall<T>& call, int threads) {
-  const double size = static_cast<double>(call.size);
-  each_item<T>(
-      call.size, kInterleavedProducts, call.items, 4 * size * size * size, threads,
-      [&](index_t group) { gradient_interleaved(call, group); },
-      [&](index_t item, int useful) { gradient_padded(call, item, useful); });
 }
 
 template <class T>
@@ -476,25 +339,17 @@ void cayley_of_triangle_cpu(const CayleyOfTriangle& in, const TensorView& Q, con
   if (A.numel() == 0) return;
   dispatch_float(compute_dtype(A.dtype), "cayley", [&](auto tag) {
     using T = typename decltype(tag)::type;
-    run(Call<T>{A, Q.ptr<T>(), entries<T>(W), A.size(-1), batch_count(A, 2), true, in.base, entries<T>(turned)},
+    run(Call<T>{A, Q.ptr<T>(), entries<T>(W), A.size(-1), batch_count(A, 2), SkewStorage::kTriangle, in.base,
+                entries<T>(turned)},
         threads);
   });
 }
 
-void cayley_gradient_cpu(const TensorView& W, const TensorView& G, const TensorView& d_A, int threads) {
-  if (W.numel() == 0) return;
-  dispatch_float(W.dtype, "cayley_gradient", [&](auto tag) {
+void cayley_of_packed_cpu(const TensorView& a, const TensorView& Q, const TensorView* W, int threads) {
+  if (Q.numel() == 0) return;
+  dispatch_float(compute_dtype(a.dtype), "cayley", [&](auto tag) {
     using T = typename decltype(tag)::type;
-    run_gradient(GradientCall<T>{W, G, d_A.ptr<T>(), W.size(-1), batch_count(W, 2)}, threads);
-  });
-}
-
-void cayley_of_triangle_gradient_cpu(const TensorView& W, const TensorView* turned, const TensorView& G,
-                                     const TensorView& d_A, int threads) {
-  if (W.numel() == 0) return;
-  dispatch_float(W.dtype, "cayley_gradient", [&](auto tag) {
-    using T = typename decltype(tag)::type;
-    run_gradient(GradientCall<T>{W, G, d_A.ptr<T>(), W.size(-1), batch_count(W, 2), true, turned}, threads);
+    run(Call<T>{a, Q.ptr<T>(), entries<T>(W), Q.size(-1), batch_count(a, 2), SkewStorage::kPacked}, threads);
   });
 }
 

@@ -3,6 +3,8 @@ devices without float64)."""
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -66,3 +68,32 @@ def cayley_of_triangle_gradient(W: Tensor, turned: Tensor | None, G: Tensor) -> 
     first = w if turned is None else turned.to(w.dtype)
     S = first.mT @ G.to(w.dtype) @ w.mT
     return (S - S.mT).tril(-1)
+
+
+def _order(count: int) -> int:
+    """n of n (n - 1) / 2, which has no other n above 0."""
+    return (1 + math.isqrt(1 + 8 * count)) // 2
+
+
+@without_autocast
+def packed_inverse(a: Tensor) -> Tensor:
+    """W of K / 2 = U - U^T, where U holds a above its diagonal."""
+    size = _order(a.shape[-1])
+    rows, columns = torch.triu_indices(size, size, 1, device=a.device)
+    flat = a.new_zeros((*a.shape[:-1], size * size)).index_copy(-1, rows * size + columns, 4 * a)
+    return cayley_inverse(flat.unflatten(-1, (size, size)))
+
+
+@without_autocast
+def cayley_of_packed(a: Tensor) -> tuple[Tensor]:
+    W = packed_inverse(a)
+    return ((2 * W - identity(W.shape[-1], W)).to(result_dtype(a)),)
+
+
+@without_autocast
+def cayley_of_packed_gradient(W: Tensor, G: Tensor) -> Tensor:
+    """2 (S - S^T) above the diagonal, with S = W^T G W^T."""
+    w = W.to(factor_dtype(W))
+    S = w.mT @ G.to(w.dtype) @ w.mT
+    rows, columns = torch.triu_indices(w.shape[-1], w.shape[-1], 1, device=W.device)
+    return 2 * (S - S.mT)[..., rows, columns]

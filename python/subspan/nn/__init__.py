@@ -3,8 +3,10 @@
 from .coding_rate import MaximalCodingRateReduction, TotalCodingRate
 from .crate import ISTA, CRATEBlock, SubspaceAttention, layer_coding_rate
 from .grassmann import GrassmannLinear, SubspaceOrthogonalityLoss
+from .householder import HouseholderLinear
 from .membership_loss import MLCLoss
 from .orthogonal import orthogonal
+from .orthogonal_blocks import OrthogonalBlocks
 from .self_supervised import BarlowLoss, EMPSSLLoss, SimDINOExpansion, TiCoLoss
 from .vne import VNELoss
 
@@ -14,8 +16,10 @@ __all__ = [
     "CRATEBlock",
     "EMPSSLLoss",
     "GrassmannLinear",
+    "HouseholderLinear",
     "MLCLoss",
     "MaximalCodingRateReduction",
+    "OrthogonalBlocks",
     "SimDINOExpansion",
     "SubspaceAttention",
     "SubspaceOrthogonalityLoss",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from .. import _check, _native, _route
@@ -102,6 +103,63 @@ def cayley_of_triangle(A: Any, base: Any = None) -> Any:
     """base Q, or Q, for the Cayley transform Q of L - L^T, where L is the strict lower triangle of A (*batch, n, n), of
     which nothing else is read; without a gradient to base, of equal batch shape and of the type computed in."""
     return _triangle(1, A, base)[0]
+
+
+_packed_gradient = _route.register(
+    _route.Op(
+        name="cayley_of_packed_gradient",
+        inputs=(("W", 2), ("G", 2)),
+        schema="",
+        outputs=("compute",),
+        shapes=lambda W, G: ((*W.shape[:-2], W.shape[-1] * (W.shape[-1] - 1) // 2),),
+        kernel=_native.cpu.cayley_of_packed_gradient,
+        composite=lambda W, G: (cayley_composite.cayley_of_packed_gradient(W, G),),
+        saves=(),
+        public="OrthogonalBlocks",
+    )
+)
+
+
+def _packed_backward(g: Any, saved: Any, tensors: Any, parameters: Any, scaled: Any) -> tuple[Any]:
+    """As _cayley_backward."""
+    from .._route_torch import is_batched
+
+    (W,) = saved
+    if _check.torch.is_grad_enabled() or is_batched(g):
+        gradient = cayley_composite.cayley_of_packed_gradient(W, g)
+    else:
+        (gradient,) = _packed_gradient(1, W, g)
+    return (gradient.to(tensors[0].dtype),)
+
+
+def _packed_shape(a: Any) -> tuple[int, ...]:
+    """The order n of n (n - 1) / 2 numbers."""
+    n = (1 + math.isqrt(1 + 8 * a.shape[-1])) // 2
+    return (*a.shape[:-1], n, n)
+
+
+_packed = _route.register(
+    _route.Op(
+        name="cayley_of_packed",
+        inputs=(("a", 1),),
+        schema="",
+        outputs=("compute",),
+        shapes=lambda a: (_packed_shape(a),),
+        kernel=lambda a, *rest: _native.cpu.cayley_of_packed(a[..., None, :], *rest),
+        composite=lambda a: cayley_composite.cayley_of_packed(a),
+        gradient=lambda a: (cayley_composite.packed_inverse(a),),
+        backward=_packed_backward,
+        saves=(0,),
+        saved_shapes=lambda a: (_packed_shape(a),),
+        public="OrthogonalBlocks",
+    )
+)
+
+
+def cayley_of_packed(a: Any) -> Any:
+    """(I - A)^-1 (I + A) of the skew matrix A of order n with the entries a (*batch, n (n - 1) / 2) above the diagonal,
+    row after row, as torch.triu_indices orders them."""
+    return _packed(1, a)[0]
 
 
 _skew_expm_gradient = _route.register(
