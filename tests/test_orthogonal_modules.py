@@ -313,7 +313,7 @@ def test_projection_and_complement(tokens, rank, items, kind):
     close(projection(projection.complement(x)), torch.zeros_like(x))
     close(projection.loss(x.cos(), x), ((x.cos() - x) - P @ (x.cos() - x)).abs().mean())
     if items:
-        assert (projection.frame[0] - projection.frame[1]).abs().max() > 0.1 or tokens == rank == 4
+        assert (projection.frame - projection.frame[:1]).abs().max() > 0.1
 
 
 def test_sketch_is_the_published_one_where_buckets_are_equal():
