@@ -218,6 +218,7 @@ LINES = {
         "differ by",
     ),
     "householder": (*TRAINING, "final training loss", "test accuracy", "not orthonormal", "largest difference"),
+    "orthogonal": (*TRAINING, "test accuracy", "not orthogonal", "norm with weight decay", "largest difference"),
 }
 
 

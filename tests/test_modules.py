@@ -21,6 +21,12 @@ from subspan import nn
 LABELS = torch.arange(12) % 3
 PI = normal(7, 12, 12).softmax(0)
 
+
+def smooth(y: Tensor) -> Tensor:
+    """A scalar of what a layer gives, in float32 or float64."""
+    return (y if y.dtype == torch.float64 else y.float()).cos().sum()
+
+
 #: Module and how to get a scalar from it and from features (2, 12, 8).
 MODULES: dict[str, tuple[Callable[[], torch.nn.Module], Callable[[Any, Tensor], Tensor]]] = {
     "TotalCodingRate": (lambda: nn.TotalCodingRate(eps=0.2), lambda m, z: m(z).sum()),
@@ -42,6 +48,20 @@ MODULES: dict[str, tuple[Callable[[], torch.nn.Module], Callable[[Any, Tensor], 
         lambda m, z: m(z).float().square().sum() if z.dtype != torch.float64 else m(z).square().sum(),
     ),
     "GrassmannLinear": (lambda: nn.GrassmannLinear(8, 5, 2), lambda m, z: m(z).square().mean()),
+    "HouseholderLinear": (lambda: nn.HouseholderLinear(8, 5, 3), lambda m, z: smooth(m(z))),
+    "HouseholderAdapter": (lambda: nn.HouseholderAdapter(torch.nn.Linear(8, 5), 4), lambda m, z: smooth(m(z))),
+    "OrthogonalBlocks": (
+        lambda: nn.OrthogonalBlocks(8, 4),
+        lambda m, z: smooth(m(z) * torch.linspace(1, 2, 8, dtype=z.dtype)),
+    ),
+    "OrthogonalAlignment": (
+        lambda: nn.OrthogonalAlignment(5, 3),
+        lambda m, z: sum((smooth(3 * part) for part in m(z)), torch.zeros((), dtype=torch.float32)),
+    ),
+    "RandomOrthogonalProjection": (
+        lambda: nn.RandomOrthogonalProjection(12, 4, seed=1),
+        lambda m, z: smooth(m.complement(z)),
+    ),
     "SubspaceOrthogonalityLoss": (lambda: nn.SubspaceOrthogonalityLoss(), lambda m, z: m(z)),
     "EMPSSLLoss": (lambda: nn.EMPSSLLoss(), lambda m, z: m(z)),
     "SimDINOExpansion": (lambda: nn.SimDINOExpansion(eps=0.05), lambda m, z: m(z)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import pickle
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -188,6 +189,15 @@ def test_signs_that_weight_decay_has_shrunk_are_read_from_torchs_checkpoint():
     torch.testing.assert_close(ours.weight, expected, rtol=0, atol=1e-13)
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Steps this small spend their time waiting for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def decayed(module: torch.nn.Module, steps: int) -> torch.nn.Module:
     optimiser = torch.optim.SGD(module.parameters(), lr=0.1, weight_decay=1e-2)
     x = normal(1, 8, module.weight.shape[-1]).float()
@@ -200,8 +210,8 @@ def decayed(module: torch.nn.Module, steps: int) -> torch.nn.Module:
 
 @every_map
 @every_base
-@pytest.mark.parametrize("shape", ((12, 12), (16, 5), (5, 16)), ids=str)
-def test_weight_decay_does_not_leave_the_manifold(shape, kind, trivial):
+@pytest.mark.parametrize("shape", ((12, 12), (5, 16)), ids=str)
+def test_weight_decay_does_not_leave_the_manifold(shape, kind, trivial, one_thread):
     assert deviation(decayed(made(shape, kind, trivial, torch.float32), 1000).weight) < 1e-5
 
 
@@ -225,8 +235,8 @@ def test_default_map(shape, kind):
 
 @every_map
 @every_base
-@every_shape
-def test_derivatives(shape, kind, trivial):
+@pytest.mark.parametrize("shape", ((4, 4), (5, 3), (3, 5), (1, 3), (2, 3, 2)), ids=str)
+def test_derivatives(shape, kind, trivial, one_thread):
     parametrization = made(shape, kind, trivial).parametrizations.weight[0]
     X = (0.3 * normal(7, *shape)).requires_grad_()
     assert torch.autograd.gradcheck(parametrization, X)

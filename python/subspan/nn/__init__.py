@@ -4,9 +4,12 @@ from .coding_rate import MaximalCodingRateReduction, TotalCodingRate
 from .crate import ISTA, CRATEBlock, SubspaceAttention, layer_coding_rate
 from .grassmann import GrassmannLinear, SubspaceOrthogonalityLoss
 from .householder import HouseholderLinear
+from .householder_adapter import HouseholderAdapter
 from .membership_loss import MLCLoss
 from .orthogonal import orthogonal
+from .orthogonal_alignment import OrthogonalAlignment
 from .orthogonal_blocks import OrthogonalBlocks
+from .random_projection import RandomOrthogonalProjection
 from .self_supervised import BarlowLoss, EMPSSLLoss, SimDINOExpansion, TiCoLoss
 from .vne import VNELoss
 
@@ -16,10 +19,13 @@ __all__ = [
     "CRATEBlock",
     "EMPSSLLoss",
     "GrassmannLinear",
+    "HouseholderAdapter",
     "HouseholderLinear",
     "MLCLoss",
     "MaximalCodingRateReduction",
+    "OrthogonalAlignment",
     "OrthogonalBlocks",
+    "RandomOrthogonalProjection",
     "SimDINOExpansion",
     "SubspaceAttention",
     "SubspaceOrthogonalityLoss",

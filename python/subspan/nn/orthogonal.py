@@ -77,7 +77,7 @@ class Orthogonal(torch.nn.Module):
             raise ValueError(f"orthogonal: weight: expected shape {self.shape}, got shape {tuple(weight.shape)}")
         tall = (weight.mT if self.wide else weight).double()
         if self.trivial:
-            self.base = _completed(_with_orthonormal_columns(tall, result_dtype(weight))).to(result_dtype(weight))
+            self.base = completed(_with_orthonormal_columns(tall, result_dtype(weight))).to(result_dtype(weight))
             return torch.zeros_like(weight)
         if self.orthogonal_map != "householder":
             raise NotImplementedError(
@@ -114,7 +114,7 @@ def _with_orthonormal_columns(tall: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.where(good, tall, orthonormalize(tall))
 
 
-def _completed(columns: Tensor) -> Tensor:
+def completed(columns: Tensor) -> Tensor:
     """A square matrix with orthonormal columns, these first."""
     length, count = columns.shape[-2:]
     if length == count:
