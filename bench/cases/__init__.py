@@ -13,6 +13,7 @@ from . import (
     losses,
     newton_schulz,
     orthonormalize,
+    phm,
     similarity,
     sinkhorn,
     skew,
@@ -24,4 +25,5 @@ FAMILIES: dict[str, tuple[Case, ...]] = {
     "coding_rate": (*coding_rate.CASES, *soft_classes.CASES, *sinkhorn.CASES, *losses.CASES, *crate.CASES),
     "angles": (*angles.CASES, *logits.CASES, *grassmann.CASES, *similarity.CASES),
     "orthogonal": (*householder.CASES, *orthonormalize.CASES, *skew.CASES, *newton_schulz.CASES),
+    "phm": phm.CASES,
 }
