@@ -76,6 +76,32 @@ def linear_samples(dtype: torch.dtype, shapes: Any = SHAPES) -> list[Sample]:
     ]  # fmt: skip
 
 
+def rank1_samples(dtype: torch.dtype, shapes: Any = SHAPES) -> list[Sample]:
+    made = []
+    for sample in linear_samples(dtype, shapes):
+        arguments = dict(sample.arguments)
+        A, method = arguments.pop("A"), arguments.pop("method", "compose")
+        if method != "direct":
+            left, right = A[..., :1].clone(), A[..., :1, :].clone()
+            arguments = {"x": arguments.pop("x"), "left": left, "right": right, **arguments}
+            made.append(Sample(sample.name, arguments, summed=sample.summed))
+    return made
+
+
+def lowrank_samples(dtype: torch.dtype, shapes: Any = SHAPES) -> list[Sample]:
+    made = []
+    for seed, sample in enumerate(linear_samples(dtype, shapes)):
+        arguments = dict(sample.arguments)
+        S, method = arguments.pop("S"), arguments.pop("method", "compose")
+        if method != "direct":
+            rank = 1 + seed % 3
+            U = normal(seed + 60, *S.shape[:-1], rank, dtype=dtype)
+            V = normal(seed + 80, *S.shape[:-2], rank, S.shape[-1], dtype=dtype, scale=max(S.shape[-1], 1) ** -0.5)
+            arguments = {"x": arguments.pop("x"), "A": arguments.pop("A"), "U": U, "V": V, **arguments}
+            made.append(Sample(sample.name, arguments, summed=sample.summed))
+    return made
+
+
 def weight_degenerate() -> list[Sample]:
     own = factors(3, torch.float64, ((), 2, 2, 2, 2, 3))
     return [
@@ -88,6 +114,22 @@ def weight_degenerate() -> list[Sample]:
 def linear_degenerate() -> list[Sample]:
     x, bias = normal(7, 3, 6), normal(8, 4)
     return [Sample(s.name, {"x": x.clone(), **s.arguments, "bias": bias.clone()}) for s in weight_degenerate()]
+
+
+def rank1_degenerate() -> list[Sample]:
+    own = {"x": normal(7, 3, 6), "left": normal(1, 2, 2, 1), "right": normal(2, 2, 1, 2), "S": normal(3, 2, 2, 3)}
+    zeros = {name: torch.zeros_like(own[name]) for name in ("left", "right", "S")}
+    return [
+        Sample(f"{name} of zeros", {n: t.clone() for n, t in (own | {name: zeros[name]}).items()}) for name in zeros
+    ]
+
+
+def lowrank_degenerate() -> list[Sample]:
+    own = {"x": normal(7, 3, 6), "A": normal(1, 2, 2, 2), "U": normal(2, 2, 2, 1), "V": normal(3, 2, 1, 3)}
+    zeros = {name: torch.zeros_like(own[name]) for name in ("A", "U", "V")}
+    return [
+        Sample(f"{name} of zeros", {n: t.clone() for n, t in (own | {name: zeros[name]}).items()}) for name in zeros
+    ]
 
 
 def _bad_factors() -> list[BadInput]:
@@ -115,6 +157,28 @@ def linear_bad() -> list[BadInput]:
         BadInput("method unknown", {"method": "cp"}, ValueError, "method"),
         BadInput("method of another type", {"method": 1}, ValueError, "method"),
         *_bad_factors(),
+    ]
+
+
+def rank1_bad() -> list[BadInput]:
+    return [
+        BadInput("x not divisible", {"x": torch.ones(3, 7, 5).double()}, ValueError, "x", ("4 = 2 * 2", "4 and 6")),
+        BadInput("bias", {"bias": torch.ones(3, 7).double()}, ValueError, "bias", ("10 = 2 * 5", "6 and 8")),
+        BadInput("left of rank two", {"left": torch.ones(3, 4, 2, 2).double()}, ValueError, "left", ("(3, 4, 2, 2)",)),
+        BadInput("right a column", {"right": torch.ones(3, 4, 2, 2).double()}, ValueError, "right", ("(3, 4, 2, 2)",)),
+        BadInput("other terms", {"S": torch.ones(3, 3, 5, 2).double()}, ValueError, "S", ("(3, 3, 5, 2)", "4 of left")),
+        BadInput("batch", {"S": torch.ones(2, 4, 5, 2).double()}, ValueError, "S", ("(2, 4, 5, 2)",)),
+    ]  # fmt: skip
+
+
+def lowrank_bad() -> list[BadInput]:
+    return [
+        BadInput("x not divisible", {"x": torch.ones(3, 7, 5).double()}, ValueError, "x", ("4 = 2 * 2", "4 and 6")),
+        BadInput("bias", {"bias": torch.ones(3, 7).double()}, ValueError, "bias", ("10 = 2 * 5", "6 and 8")),
+        BadInput("other terms of U", {"U": torch.ones(3, 3, 5, 1).double()}, ValueError, "U", ("(3, 3, 5, 1)",)),
+        BadInput("other terms of V", {"V": torch.ones(3, 3, 1, 2).double()}, ValueError, "V", ("(3, 3, 1, 2)",)),
+        BadInput("no rank", {"U": torch.ones(3, 4, 5, 0).double()}, ValueError, "U", ("(3, 4, 5, 0)",)),
+        BadInput("batch", {"V": torch.ones(2, 4, 1, 2).double()}, ValueError, "V", ("(2, 4,", "2)")),
     ]
 
 
@@ -148,9 +212,43 @@ def linear_growth(
     return Bounds(size + 3, (y,), gradients)
 
 
+def rank1_growth(
+    x: np.ndarray, left: np.ndarray, right: np.ndarray, S: np.ndarray, bias: np.ndarray | None = None
+) -> Bounds:
+    grown = linear_growth(x, left @ right, S, bias)
+    of_rule = grown.gradients.pop("A")
+    gradients = grown.gradients | {
+        "left": (of_rule * np.abs(right)).sum(-1, keepdims=True),
+        "right": (of_rule * np.abs(left)).sum(-2, keepdims=True),
+    }
+    return Bounds(grown.size + left.shape[1] + right.shape[2], grown.outputs, gradients)
+
+
+def lowrank_growth(
+    x: np.ndarray, A: np.ndarray, U: np.ndarray, V: np.ndarray, bias: np.ndarray | None = None
+) -> Bounds:
+    grown = linear_growth(x, A, np.abs(U) @ np.abs(V), bias)
+    of_weights = grown.gradients.pop("S")
+    gradients = grown.gradients | {
+        "U": of_weights @ np.abs(V).swapaxes(-1, -2),
+        "V": np.abs(U).swapaxes(-1, -2) @ of_weights,
+    }
+    return Bounds(grown.size + U.shape[-1] * len(A), grown.outputs, gradients)
+
+
 def where_the_formula_is_nan(arguments: Arguments, item: int, row: int) -> np.ndarray:
     names = ("x", "A", "S", "bias")
     return np.isnan(reference.phm_linear(*(double_array(arguments[name])[item] for name in names)))
+
+
+def rank1_is_nan(arguments: Arguments, item: int, row: int) -> np.ndarray:
+    names = ("x", "left", "right", "S", "bias")
+    return np.isnan(reference.phm_linear_rank1(*(double_array(arguments[name])[item] for name in names)))
+
+
+def lowrank_is_nan(arguments: Arguments, item: int, row: int) -> np.ndarray:
+    names = ("x", "A", "U", "V", "bias")
+    return np.isnan(reference.phm_linear_lowrank(*(double_array(arguments[name])[item] for name in names)))
 
 
 def weight_is_nan(arguments: Arguments, item: int, row: int) -> np.ndarray:
@@ -191,5 +289,53 @@ ROWS = [
         infinity=("x", "A", "S", "bias"),
         confined=where_the_formula_is_nan,
         unread={"x": ("x", "bias"), "A": ("A", "bias"), "S": ("S", "bias"), "bias": ("x", "A", "S", "bias")},
+    ),
+    Op(
+        name="phm_linear_rank1",
+        registered="phm_rank",
+        function=subspan.phm_linear_rank1,
+        reference=reference.phm_linear_rank1,
+        arrays={"x": 2, "left": 3, "right": 3, "S": 3, "bias": 1},
+        differentiable=("x", "left", "right", "S", "bias"),
+        samples=rank1_samples,
+        large=lambda dtype: rank1_samples(dtype, LARGE),
+        degenerate=rank1_degenerate,
+        growth=rank1_growth,
+        bad_inputs=rank1_bad,
+        core_shapes=lambda rows, columns: {
+            "x": (rows, 2 * columns),
+            "left": (3, 2, 1),
+            "right": (3, 1, 2),
+            "S": (3, rows, columns),
+            "bias": (2 * rows,),
+        },
+        infinity=("x", "left", "right", "S", "bias"),
+        confined=rank1_is_nan,
+        unread={name: (name, "bias") for name in ("x", "left", "right", "S")}
+        | {"bias": ("x", "left", "right", "S", "bias")},
+        kernel_gradient=False,
+    ),
+    Op(
+        name="phm_linear_lowrank",
+        function=subspan.phm_linear_lowrank,
+        reference=reference.phm_linear_lowrank,
+        arrays={"x": 2, "A": 3, "U": 3, "V": 3, "bias": 1},
+        differentiable=("x", "A", "U", "V", "bias"),
+        samples=lowrank_samples,
+        large=lambda dtype: lowrank_samples(dtype, LARGE),
+        degenerate=lowrank_degenerate,
+        growth=lowrank_growth,
+        bad_inputs=lowrank_bad,
+        core_shapes=lambda rows, columns: {
+            "x": (rows, 2 * columns),
+            "A": (3, 2, 2),
+            "U": (3, rows, 4),
+            "V": (3, 4, columns),
+            "bias": (2 * rows,),
+        },
+        infinity=("x", "A", "U", "V", "bias"),
+        confined=lowrank_is_nan,
+        unread={name: (name, "bias") for name in ("x", "A", "U", "V")} | {"bias": ("x", "A", "U", "V", "bias")},
+        kernel_gradient=False,
     ),
 ]  # fmt: skip

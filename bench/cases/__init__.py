@@ -14,6 +14,7 @@ from . import (
     newton_schulz,
     orthogonal_modules,
     orthonormalize,
+    phm,
     similarity,
     sinkhorn,
     skew,
@@ -31,4 +32,5 @@ FAMILIES: dict[str, tuple[Case, ...]] = {
         *newton_schulz.CASES,
         *orthogonal_modules.CASES,
     ),
+    "phm": phm.CASES,
 }

@@ -3,6 +3,8 @@
 #include "bindings/array_arg.h"
 #include "bindings/families.h"
 #include "ops/phm/phm_linear.h"
+#include "ops/phm/phm_lowrank.h"
+#include "ops/phm/phm_rank.h"
 #include "ops/phm/phm_weight.h"
 
 namespace subspan {
@@ -59,11 +61,41 @@ void bind_linear(py::module_& m) {
   });
 }
 
+void bind_rank(py::module_& m) {
+  m.def("phm_rank", [](py::handle x, py::handle P, py::handle V, py::handle U, py::handle S, py::handle bias,
+                       py::handle y, bool transposed, int threads) {
+    constexpr const char* op = "phm_rank";
+    const ArrayArg in(x, op, "x"), outer(P, op, "P"), inner(V, op, "V"), s(S, op, "S");
+    const OptionalArrayArg terms(U, op, "U"), added(bias, op, "bias");
+    const OutputArg out(y, op, "y");
+    check_phm_rank(in.view(), outer.view(), inner.view(), terms.view(), s.view(), added.view(), out.view(), transposed,
+                   kDevice);
+    py::gil_scoped_release unlocked;
+    phm_rank_cpu(in.view(), outer.view(), inner.view(), terms.view(), s.view(), added.view(), out.view(), transposed,
+                 threads);
+  });
+}
+
+void bind_lowrank(py::module_& m) {
+  m.def("phm_linear_lowrank",
+        [](py::handle x, py::handle A, py::handle U, py::handle V, py::handle bias, py::handle y, int threads) {
+          constexpr const char* op = "phm_linear_lowrank";
+          const ArrayArg in(x, op, "x"), a(A, op, "A"), u(U, op, "U"), v(V, op, "V");
+          const OptionalArrayArg added(bias, op, "bias");
+          const OutputArg out(y, op, "y");
+          check_phm_lowrank(in.view(), a.view(), u.view(), v.view(), added.view(), out.view(), kDevice);
+          py::gil_scoped_release unlocked;
+          phm_lowrank_cpu(in.view(), a.view(), u.view(), v.view(), added.view(), out.view(), threads);
+        });
+}
+
 }  // namespace
 
 void bind_phm_cpu(py::module_& m) {
   bind_weight(m);
   bind_linear(m);
+  bind_rank(m);
+  bind_lowrank(m);
 }
 
 }  // namespace subspan

@@ -21,6 +21,8 @@ from .ops.pairwise_similarity import (
 )
 from .ops.phm import phm_linear, phm_weight
 from .ops.phm_algebra import algebra
+from .ops.phm_decomposition import rank_decomposition
+from .ops.phm_rank import phm_linear_lowrank, phm_linear_rank1
 from .ops.similarity import cca, linear_cka, procrustes_distance, pwcca, svcca, von_neumann_entropy
 from .ops.sinkhorn import sinkhorn
 from .ops.skew import cayley, skew_expm
@@ -70,12 +72,15 @@ __all__ = [
     "pairwise_pwcca",
     "pairwise_svcca",
     "phm_linear",
+    "phm_linear_lowrank",
+    "phm_linear_rank1",
     "phm_weight",
     "principal_angles",
     "principal_cosines",
     "procrustes_distance",
     "project_tangent",
     "pwcca",
+    "rank_decomposition",
     "rate_operator",
     "rate_reduction",
     "retract",

@@ -290,3 +290,16 @@ def phm_linear_gradient(
     threads: int,
     /,
 ) -> None: ...
+def phm_rank(
+    x: Any,
+    P: Any,
+    V: Any,
+    U: Any | None,
+    S: Any,
+    bias: Any | None,
+    y: Any,
+    transposed: bool,
+    threads: int,
+    /,
+) -> None: ...
+def phm_linear_lowrank(x: Any, A: Any, U: Any, V: Any, bias: Any | None, y: Any, threads: int, /) -> None: ...

@@ -41,6 +41,27 @@ inline void store_first(T* to, Vec<T> v, index_t count) {
 #endif
 }
 
+// Matrices (terms, l, k) of one batch item, with columns that are neighbours: copied only where they are not.
+template <class T>
+struct Matrices {
+  const T* data;
+  index_t term_step, row_step;
+
+  Matrices(const TensorView& view, index_t item, Workspace& workspace)
+      : data(static_cast<const T*>(batch_item(view, 3, item))), term_step(view.step(-3)), row_step(view.step(-2)) {
+    const index_t terms = view.size(-3), l = view.size(-2), k = view.size(-1);
+    if (view.step(-1) == 1 || k == 1) return;
+    T* copy = workspace.take<T>(terms * l * k);
+    for (index_t i = 0; i < terms; ++i) {
+      for (index_t a = 0; a < l; ++a) {
+        const T* from = data + i * term_step + a * row_step;
+        for (index_t b = 0; b < k; ++b) copy[(i * l + a) * k + b] = from[b * view.step(-1)];
+      }
+    }
+    data = copy, term_step = l * k, row_step = k;
+  }
+};
+
 template <class T>
 struct Factors {
   index_t terms, p, q, l, k;
@@ -54,7 +75,7 @@ struct Factors {
   index_t columns() const { return q * k; }
   index_t coefficients() const { return terms * p * q; }
 
-  // Of one batch item. A is small and copied in the orders in which it is read; S only if its columns are apart.
+  // Of one batch item. A is small and copied in the orders in which it is read.
   Factors(const TensorView& A_view, const TensorView& S_view, index_t item, Workspace& workspace)
       : terms(A_view.size(-3)), p(A_view.size(-2)), q(A_view.size(-1)), l(S_view.size(-2)), k(S_view.size(-1)) {
     T* orders[3];
@@ -71,17 +92,8 @@ struct Factors {
       }
     }
     by_row = orders[0], by_column = orders[1], by_term = orders[2];
-    S = static_cast<const T*>(batch_item(S_view, 3, item));
-    term_step = S_view.step(-3), row_step = S_view.step(-2);
-    if (S_view.step(-1) == 1 || k == 1) return;
-    T* copy = workspace.take<T>(terms * l * k);
-    for (index_t i = 0; i < terms; ++i) {
-      for (index_t a = 0; a < l; ++a) {
-        const T* from = S + i * term_step + a * row_step;
-        for (index_t b = 0; b < k; ++b) copy[(i * l + a) * k + b] = from[b * S_view.step(-1)];
-      }
-    }
-    S = copy, term_step = l * k, row_step = k;
+    const Matrices<T> matrices(S_view, item, workspace);
+    S = matrices.data, term_step = matrices.term_step, row_step = matrices.row_step;
   }
 };
 

@@ -8,7 +8,7 @@ from .. import _route
 from .factor import result_dtype, without_autocast
 
 
-def _times(A: Tensor, B: Tensor) -> Tensor:
+def times(A: Tensor, B: Tensor) -> Tensor:
     """A B^T by an op whose derivatives are calls of it: autocast would lower torch's product in the backward pass."""
     product: Tensor = _route.call_in_backward("affine_product", A, B, None, 1.0, 0.0, False)
     return product
@@ -19,7 +19,7 @@ def _weight(A: Tensor, S: Tensor) -> Tensor:
     terms, p, q = A.shape[-3:]
     rows, columns = S.shape[-2:]
     batch = A.shape[:-3]
-    W = _times(A.reshape(*batch, terms, p * q).mT, S.reshape(*batch, terms, rows * columns).mT)
+    W = times(A.reshape(*batch, terms, p * q).mT, S.reshape(*batch, terms, rows * columns).mT)
     return W.reshape(*batch, p, q, rows, columns).transpose(-3, -2).reshape(*batch, p * rows, q * columns)
 
 
@@ -31,9 +31,9 @@ def _contract(A: Tensor, S: Tensor, dW: Tensor, needed: tuple[bool, bool]) -> tu
     blocks = dW.reshape(*batch, p, rows, q, columns).transpose(-3, -2).reshape(*batch, p * q, rows * columns)
     dA = dS = None
     if needed[0]:
-        dA = _times(S.reshape(*batch, terms, rows * columns), blocks).reshape(A.shape)
+        dA = times(S.reshape(*batch, terms, rows * columns), blocks).reshape(A.shape)
     if needed[1]:
-        dS = _times(A.reshape(*batch, terms, p * q), blocks.mT).reshape(S.shape)
+        dS = times(A.reshape(*batch, terms, p * q), blocks.mT).reshape(S.shape)
     return dA, dS
 
 
@@ -60,12 +60,12 @@ def phm_linear(x: Tensor, A: Tensor, S: Tensor, bias: Tensor | None, method: int
         batch, rows, columns = A.shape[:-3], x.shape[-2], S.shape[-1]
         rule = A.transpose(-3, -2).reshape(*batch, p * terms, q)
         by_component = x.reshape(*batch, rows, q, columns).transpose(-3, -2).reshape(*batch, q, rows * columns)
-        mixed = _times(rule, by_component.mT).reshape(*batch, p, terms, rows, columns)
+        mixed = times(rule, by_component.mT).reshape(*batch, p, terms, rows, columns)
         flat = mixed.movedim(-2, -4).reshape(*batch, rows * p, terms * columns)
         side_by_side = S.transpose(-3, -2).reshape(*batch, S.shape[-2], terms * columns)
-        result = _times(flat, side_by_side).reshape(*batch, rows, p * S.shape[-2])
+        result = times(flat, side_by_side).reshape(*batch, rows, p * S.shape[-2])
     else:
-        result = _times(x, _weight(A, S))
+        result = times(x, _weight(A, S))
     return (result if bias is None else result + bias.unsqueeze(-2),)
 
 
@@ -75,8 +75,8 @@ def phm_linear_gradient(
 ) -> tuple[Tensor | None, ...]:
     """Of x, A, S and the bias."""
     x = x.to(result_dtype(x))
-    dx = _times(dy, _weight(A, S).mT) if needed[0] else None
+    dx = times(dy, _weight(A, S).mT) if needed[0] else None
     dA = dS = None
     if needed[1] or needed[2]:
-        dA, dS = _contract(A, S, _times(dy.mT, x.mT), (needed[1], needed[2]))
+        dA, dS = _contract(A, S, times(dy.mT, x.mT), (needed[1], needed[2]))
     return dx, dA, dS, dy.sum(-2) if needed[3] else None

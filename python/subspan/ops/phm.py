@@ -11,7 +11,7 @@ composite: Any = None  # without torch there is nothing to compose
 if _check.torch is not None:
     from ..composite import phm as composite
 
-METHODS = {"auto": 0, "direct": 1, "compose": 2}
+METHODS = {"auto": 0, "direct": 1, "compose": 2, "rank": 3}
 
 
 def _wanted(array: Any, batch: Any, wanted: bool) -> tuple[int, ...]:
@@ -165,6 +165,20 @@ def map_rows(
     return entry(1, rows, *factors.values(), bias, *parameters)[0].reshape((*x.shape[:-1], outputs))
 
 
+def _rank_entry(op: str, A: Any, x: Any) -> Any:
+    """The registered op of few products, for the decomposition of a rule that is constant."""
+    from .phm_decomposition import constant_factors
+
+    P, V, U = constant_factors(op, A, x)
+
+    def entry(wanted: int, x: Any, S: Any, bias: Any) -> Any:
+        batch = tuple(S.shape[:-3])
+        factors = (_check.expand(factor, (*batch, *factor.shape)) for factor in (P, V, U))
+        return _route.call("phm_rank", wanted, x, *factors, S, bias, False)
+
+    return entry
+
+
 def phm_weight(A: Any, S: Any) -> Any:
     r"""The weight of a hypercomplex layer: a sum of Kronecker products, in one pass over it.
 
@@ -229,14 +243,17 @@ def phm_linear(x: Any, A: Any, S: Any, bias: Any = None, *, method: str = "auto"
         S: (terms, l, k), the components of the weight; or (\*batch, terms, l, k). Likewise.
         bias: (p l,) or (\*batch, p l), or None.
         method: "direct" mixes the components of x first, after which every entry of S is read once: for few rows.
-            "compose" composes blocks of W in the cache, as they are multiplied. "auto" takes one by the shapes.
+            "compose" composes blocks of W in the cache, as they are multiplied. "auto" takes one by the shapes. "rank"
+            is for a rule that is constant: as many products as :func:`rank_decomposition` finds, 8 of 16 for
+            quaternions. Its values are read, and remembered; it must not require a gradient.
 
     Returns:
         (\*rows, p l), or (\*batch, rows, p l); float64 for float64 x and float32 otherwise.
 
     Raises:
         TypeError, ValueError: wrong arrays or shapes, an unknown method. A width that the rule does not divide is named
-            together with the nearest that it divides.
+            together with the nearest that it divides. With "rank" a rule that has batch dimensions, requires a
+            gradient, cannot be read or has no decomposition.
 
     Cost:
         For n terms of an n x n rule, 2 in out flops for each row, as of a dense layer, and 2 n in out for composing
@@ -271,6 +288,9 @@ def phm_linear(x: Any, A: Any, S: Any, bias: Any = None, *, method: str = "auto"
         _check.matrix(op, "bias", bias, 1)
         check_length(op, "bias", bias, A.shape[-2], S.shape[-2], factors)
     compute = _check.COMPUTE_DTYPE[x.dtype]
-    A, S = _check.cast(A, compute), _check.cast(S, compute)
+    rule, A, S = A, _check.cast(A, compute), _check.cast(S, compute)
     bias = None if bias is None else _check.cast(bias, compute)
+    if path == METHODS["rank"]:
+        entry = _rank_entry(op, rule, x)
+        return map_rows(op, entry, x, {"S": S}, bias, A.shape[-2] * S.shape[-2], ())
     return map_rows(op, _linear, x, {"A": A, "S": S}, bias, A.shape[-2] * S.shape[-2], (path,))

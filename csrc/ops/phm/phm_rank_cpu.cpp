@@ -1,0 +1,213 @@
+#include "core/dispatch.h"
+#include "core/pack.h"
+#include "ops/phm/block_product.h"
+#include "ops/phm/factors.h"
+#include "ops/phm/phm_rank.h"
+
+namespace subspan {
+namespace {
+
+constexpr index_t kDepth = 256;      // of a block
+constexpr index_t kStrip = 256;      // about as many rows of all T_r in a block
+constexpr index_t kBatchRows = 128;  // rows of x for which a block is composed once
+
+// One batch item. Lanes of the micro-kernel are rows of x, as in ComposedProduct.
+template <class T>
+struct Item {
+  Rows<T> x;
+  index_t rows, p, q, rank, terms, l, k;
+  bool transposed;
+  const T* S;  // columns are neighbours
+  index_t term_step, row_step;
+  const T *P, *V, *U;  // (p, rank), (rank, q), (rank, terms) or absent
+  const T* bias;
+  T* y;
+
+  index_t inner() const { return transposed ? k : l; }  // rows of T_r, or of its transpose
+  index_t depth() const { return transposed ? l : k; }
+
+  // Rows of x that are lanes together, mixed for every r: blocks of the depth, in each the panels of every r.
+  struct Batch {
+    T* mixed;
+    index_t first, count, width, padded, rank;
+
+    Panels<T> block(index_t k, index_t depth, index_t r) const {
+      return {mixed + (k * rank + r * depth) * padded, depth, width};
+    }
+  };
+
+  // Rows first ... first + count - 1 of every T_r, rows of neighbouring r `spacing` apart.
+  struct Strip {
+    T* data;
+    T* sums;
+    index_t spacing, step, first, count;
+  };
+
+  void compute(int threads) const {
+    if (rows == 0 || p * inner() == 0) return;
+    const index_t blocks = (rows + kBatchRows - 1) / kBatchRows, block = (rows + blocks - 1) / blocks;
+    const index_t width = block <= kLanes<T> ? kLanes<T> : std::min(2 * kLanes<T>, kPanelWidth<T>);
+    const index_t padded = round_up(block, width);
+    const index_t strips = round_up(std::max<index_t>(1, (rank * inner() + kStrip - 1) / kStrip), threads);
+    const index_t even = (inner() + strips - 1) / strips;
+    const index_t strip = even < kLanes<T> ? even : round_up(even, kLanes<T>);  // whole squares
+    Workspace shared;
+    T* mixed = shared.take<T>(padded * depth() * rank);
+    parallel_team(threads, [&](Team team) {
+      Workspace own;
+      Strip work;
+      work.spacing = round_up(strip, kTileRows);
+      work.step = transposed ? rank * work.spacing + kLanes<T> : std::min(kDepth, std::max<index_t>(depth(), 1));
+      work.data = own.take<T>(transposed ? kDepth * work.step : rank * work.spacing * work.step);
+      work.sums = own.take<T>((rank * work.spacing + kLanes<T>)*padded);
+      T* scratch = own.take<T>(q * kDepth * width);
+      for (index_t first = 0; first < rows; first += block) {
+        const Batch batch{mixed, first, std::min(block, rows - first), width, padded, rank};
+        pack(batch, scratch, team);
+        team.barrier();
+        for (index_t s = team.rank(); s * strip < inner(); s += team.size()) {
+          work.first = s * strip, work.count = std::min(strip, inner() - work.first);
+          multiply(batch, work);
+          finish(batch, work);
+        }
+        team.barrier();
+      }
+    });
+  }
+
+  void pack(const Batch& batch, T* scratch, Team team) const {
+    index_t turn = 0;
+    for (index_t d = 0; d < depth(); d += kDepth) {
+      const index_t part = std::min(kDepth, depth() - d), size = part * batch.width;
+      for (index_t b = 0; b < batch.count; b += batch.width, ++turn) {
+        if (turn % team.size() != team.rank()) continue;
+        for (index_t c = 0; c < q; ++c) {
+          const Panels<T> panel{scratch + c * size, part, batch.width};
+          pack_rows(x, batch.first + b, std::min(batch.width, batch.count - b), c * depth() + d, part, panel);
+        }
+        mix_rows(scratch, size, q, V, rank, size, batch.block(d, part, 0).column(b), part * batch.padded);
+      }
+    }
+  }
+
+  void compose(const Strip& strip, index_t d, index_t part) const {
+    const index_t apart = transposed ? strip.spacing : strip.spacing * strip.step;  // of neighbouring r
+    const index_t count = transposed ? part : strip.count, length = transposed ? strip.count : part;
+    for (index_t row = 0; row < count; ++row) {
+      const T* from = S + ((transposed ? d : strip.first) + row) * row_step + (transposed ? strip.first : d);
+      T* to = strip.data + row * strip.step;
+      if (U) {
+        mix_rows(from, term_step, terms, U, rank, length, to, apart);
+      } else {
+        for (index_t r = 0; r < rank; ++r) std::copy_n(from + r * term_step, length, to + r * apart);
+      }
+    }
+  }
+
+  void multiply(const Batch& batch, const Strip& strip) const {
+    // An empty sum is one block of depth zero.
+    for (index_t d = 0; d == 0 || d < depth(); d += kDepth) {
+      const index_t part = std::min(kDepth, depth() - d);
+      compose(strip, d, part);
+      for (index_t r = 0; r < rank; ++r) {
+        const T* left = strip.data + r * (transposed ? strip.spacing : strip.spacing * strip.step);
+        multiply_block(left, transposed ? 1 : strip.step, transposed ? strip.step : 1, strip.count,
+                       batch.block(d, part, r), batch.count, part, d > 0, strip.sums + r * strip.spacing * batch.padded,
+                       batch.padded);
+      }
+    }
+  }
+
+  // square[i] = sum_r weights[r] in[r * apart + i * step]; rows that do not exist give anything.
+  void mix_square(const T* in, index_t apart, index_t step, const T* weights, Vec<T> (&square)[kLanes<T>]) const {
+#pragma GCC unroll 16
+    for (index_t i = 0; i < kLanes<T>; ++i) square[i] = load(in + i * step) * weights[0];
+    for (index_t r = 1; r < rank; ++r) {
+      in += apart;
+      const Vec<T> weight = broadcast(weights[r]);
+#pragma GCC unroll 16
+      for (index_t i = 0; i < kLanes<T>; ++i) square[i] += load(in + i * step) * weight;
+    }
+  }
+
+  // Mixtures of the products, with rows of x as lanes: squares of them are transposed.
+  void finish(const Batch& batch, const Strip& strip) const {
+    constexpr index_t lanes = kLanes<T>;
+    const index_t outputs = p * inner();
+    for (index_t g = 0; g < p; ++g) {
+      for (index_t a = 0; a < strip.count; a += lanes) {
+        const index_t present = std::min(lanes, strip.count - a), output = g * inner() + strip.first + a;
+        const Vec<T> added = bias ? load_first(bias + output, present) : Vec<T>{};
+        for (index_t b = 0; b < batch.count; b += lanes) {
+          Vec<T> square[lanes];
+          mix_square(strip.sums + a * batch.padded + b, strip.spacing * batch.padded, batch.padded, P + g * rank,
+                     square);
+          transpose_square<T>(square);
+          T* to = y + (batch.first + b) * outputs + output;
+          const index_t count = std::min(lanes, batch.count - b);
+#pragma GCC unroll 16
+          for (index_t i = 0; i < lanes; ++i) {
+            if (i >= count) break;
+            store_first(to + i * outputs, bias ? square[i] + added : square[i], present);
+          }
+        }
+      }
+    }
+  }
+};
+
+// A packed copy of a small matrix, or of its transpose.
+template <class T>
+const T* copy_matrix(const TensorView& view, index_t item, bool transpose, Workspace& workspace) {
+  const index_t rows = view.size(-2), columns = view.size(-1);
+  const T* from = static_cast<const T*>(batch_item(view, 2, item));
+  T* copy = workspace.take<T>(rows * columns);
+  for (index_t r = 0; r < rows; ++r) {
+    for (index_t c = 0; c < columns; ++c) {
+      copy[transpose ? c * rows + r : r * columns + c] = from[r * view.step(-2) + c * view.step(-1)];
+    }
+  }
+  return copy;
+}
+
+}  // namespace
+
+void phm_rank_cpu(const TensorView& x, const TensorView& P, const TensorView& V, const TensorView* U,
+                  const TensorView& S, const TensorView* bias, const TensorView& y, bool transposed, int threads) {
+  dispatch_float(S.dtype, "phm_rank", [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    const index_t rows = x.size(-2), outputs = P.size(-2) * S.size(transposed ? -1 : -2);
+    const double flops = 2.0 * static_cast<double>(rows * P.size(-1)) * static_cast<double>(S.size(-2) * S.size(-1));
+    for_each_of(batch_count(x, 2), flops, threads, [&](index_t item, int own) {
+      Workspace workspace;
+      T* added = nullptr;
+      if (bias) {
+        const T* from = static_cast<const T*>(batch_item(*bias, 1, item));
+        added = workspace.take<T>(outputs);
+        for (index_t o = 0; o < outputs; ++o) added[o] = from[o * bias->step(-1)];
+      }
+      const Rows<T> in(batch_item(x, 2, item), x.dtype, x.step(-2), x.step(-1));
+      const Matrices<T> weights(S, item, workspace);
+      const Item<T> one{in,
+                        rows,
+                        P.size(-2),
+                        V.size(-2),
+                        P.size(-1),
+                        S.size(-3),
+                        S.size(-2),
+                        S.size(-1),
+                        transposed,
+                        weights.data,
+                        weights.term_step,
+                        weights.row_step,
+                        copy_matrix<T>(P, item, false, workspace),
+                        copy_matrix<T>(V, item, true, workspace),
+                        U ? copy_matrix<T>(*U, item, true, workspace) : nullptr,
+                        added,
+                        y.ptr<T>() + item * rows * outputs};
+      one.compute(own);
+    });
+  });
+}
+
+}  // namespace subspan
