@@ -180,21 +180,21 @@ inline Block<double> in_double(const Block<float>& block, index_t count, index_t
 
 // to(a, b) += <left[a], right[b]>. `symmetric`: left and right are the same, and only tiles that reach the upper
 // triangle are computed; complete_symmetric fills in the others.
-inline void add_dots(const Block<double>& left, const Block<double>& right, index_t size, bool symmetric,
-                     const Square& to) {
+template <class T>
+inline void add_dots(const Block<T>& left, const Block<T>& right, index_t size, bool symmetric, const Square& to) {
   constexpr index_t tile = detail::kDotRows;
-  const index_t count = to.size, padded = round_up(size, kLanes<double>);
+  const index_t count = to.size, padded = round_up(size, kLanes<T>);
   for (index_t a0 = 0; a0 < count; a0 += tile) {
     const index_t rows = std::min(tile, count - a0);
     for (index_t b0 = symmetric ? a0 : 0; b0 < count; b0 += tile) {
       const index_t columns = std::min(tile, count - b0);
-      const double *l[tile], *r[tile];
+      const T *l[tile], *r[tile];
       for (index_t i = 0; i < tile; ++i) {
         l[i] = left[std::min(a0 + i, count - 1)];
         r[i] = right[std::min(b0 + i, count - 1)];
       }
-      double dots[tile][tile];
-      detail::dot_tile<double>(l, r, padded, dots);
+      T dots[tile][tile];
+      detail::dot_tile<T>(l, r, padded, dots);
       double* out = &to(a0, b0);
       for (index_t a = 0; a < rows; ++a, out += to.panels.width) {
         for (index_t b = 0; b < columns; ++b) out[b] += dots[a][b];

@@ -40,8 +40,8 @@ class StiefelCoefficients {
            double* largest) {
     const Square& S = *in.S;
     if (own_gradient) {
-      const Square* M = in.with_gradient;
-      if (!M) {
+      const Square* M = in.with_gradient ? in.with_gradient : in.with_w;  // without a buffer w is the gradient
+      if (in.with_t) {
         assign(M_, 1, *in.with_t);
         add_scaled(M_, -step.momentum, *in.with_w);
         M = &M_;

@@ -21,12 +21,55 @@ T* moment(const TensorView* view, index_t item) {
   return view ? static_cast<T*>(const_cast<void*>(batch_item(*view, 2, item))) : nullptr;
 }
 
+// Reads one entry of every line of a block before the block is wanted. That, unlike a prefetch, sets the hardware to
+// follow the arrays, which it does as fast as memory is; rows that are transposed are read in an order that it does not
+// recognise. All arrays side by side: while one starts anew at the end of a page, the others go on.
+class BlocksAhead {
+ public:
+  void add(const TensorView& view, index_t item, bool rows) {
+    const index_t bytes = element_size(view.dtype), count = view.size(rows ? -2 : -1);
+    const index_t entry_step = view.step(rows ? -1 : -2) * bytes, vector_step = view.step(rows ? -2 : -1) * bytes;
+    length_ = view.size(rows ? -1 : -2);
+    entry_bytes_ = vector_step == bytes ? entry_step : bytes;
+    const bool in_runs = entry_step == bytes, in_one = vector_step == bytes && entry_step == count * bytes;
+    runs_ = in_runs ? count : 1;
+    if (in_runs || in_one) arrays_[used_++] = {static_cast<const char*>(batch_item(view, 2, item)), vector_step};
+  }
+
+  // Gives whether there is a block that begins at `first`.
+  bool operator()(index_t first) const {
+    const index_t bytes = std::min(kBlockLength, length_ - first) * entry_bytes_;
+    for (index_t run = 0; run < runs_; ++run) {
+      for (index_t i = 0; i < bytes; i += kLine) {
+        for (int a = 0; a < used_; ++a) {
+          const volatile char* at = arrays_[a].begin + run * arrays_[a].run_step + first * entry_bytes_ + i;
+          (void)*at;
+        }
+      }
+    }
+    return first < length_;
+  }
+
+ private:
+  static constexpr index_t kLine = 64;
+  struct Array {
+    const char* begin;
+    index_t run_step;
+  };
+  Array arrays_[3] = {};
+  int used_ = 0;
+  index_t length_ = 0, runs_ = 0, entry_bytes_ = 0;
+};
+
 // A team passes over X, gradient and buffer twice: for products, and for what is written. A frame that fits into the
-// second cache is packed by the first pass, so that the second finds it there.
+// second cache is packed by the first pass, so that the second finds it there. Products of float32 are summed up in it
+// over a block, and in float64 over blocks; where the square of a tangent vector's norm is a difference of products, in
+// float64 altogether.
 template <class T>
 class Item {
  public:
-  Item(const FrameItem& frame, const StiefelStep& step, int team_size, Workspace& workspace)
+  // `next`: the frame that this thread will probably come to next.
+  Item(const FrameItem& frame, const FrameItem* next, const StiefelStep& step, int team_size, Workspace& workspace)
       : step_(step),
         steps_(frame.arrays->steps),
         X_(frame.arrays->X, frame.item, step.rows),
@@ -35,8 +78,8 @@ class Item {
         buffer_(has_buffer_ ? *frame.arrays->buffer : frame.arrays->X, frame.item, step.rows),
         second_(moment<T>(frame.arrays->second, frame.item)),
         largest_(moment<T>(frame.arrays->largest, frame.item)),
-        own_gradient_(has_buffer_ && (step.canonical || step.adaptive)),
-        separate_gradient_(own_gradient_ && !step.nesterov),
+        own_gradient_(step.canonical || step.adaptive),
+        separate_gradient_(own_gradient_ && has_buffer_ && !step.nesterov),
         chunks_(X_.length()),
         S_(X_.count(), chunks_, workspace),
         with_w_(X_.count(), chunks_, workspace),
@@ -52,6 +95,8 @@ class Item {
         scratch_(workspace.take<T>(kBuffers * X_.buffer_size() * team_size)),
         doubles_(workspace.take<double>(4 * X_.buffer_size() * team_size)) {
     std::fill_n(squares_, chunks_.count(), 0.0);
+    set_ahead(frame, ahead_);
+    if (next) set_ahead(*next, after_);
     const index_t packed = sources() * X_.count() * round_up(X_.length(), kBlockLength);
     if (packed * static_cast<index_t>(sizeof(T)) <= kMostKept) kept_ = workspace.take<T>(packed);
   }
@@ -69,29 +114,46 @@ class Item {
  private:
   static constexpr int kBuffers = 5;
   static constexpr index_t kMostKept = 400 << 10;  // bytes, of a second cache of 512 kB or more
+  template <class Number>
   struct Sources {
-    Block<T> X, w, t, gradient;
+    Block<Number> X, w, t, gradient;
   };
+
+  void set_ahead(const FrameItem& frame, BlocksAhead& ahead) const {
+    ahead.add(frame.arrays->X, frame.item, step_.rows);
+    ahead.add(frame.arrays->gradient, frame.item, step_.rows);
+    if (has_buffer_) ahead.add(*frame.arrays->buffer, frame.item, step_.rows);
+  }
 
   index_t sources() const { return step_.nesterov ? 3 : 2; }
 
   void add_products(index_t chunk, index_t first, index_t size, Team team) {
     const index_t k = X_.count();
-    const Sources in = read(first, size, team);
-    const Block<double> x = in_double(in.X, k, size, doubles(team, 0)), w = in_double(in.w, k, size, doubles(team, 1));
-    add_dots(x, x, size, true, S_.part(chunk));
-    add_dots(x, w, size, false, with_w_.part(chunk));
-    add_dots(w, w, size, true, of_w_.part(chunk));
-    if (step_.nesterov) {
-      const Block<double> t = in_double(in.t, k, size, doubles(team, 2));
-      add_dots(x, t, size, false, with_t_.part(chunk));
-      add_dots(t, t, size, true, of_t_.part(chunk));
-      add_dots(t, w, size, false, t_with_w_.part(chunk));
+    if (!ahead_(first + kBlockLength)) after_(0);
+    const Sources<T> in = read(first, size, team);
+    if (sizeof(T) == 8 || step_.adaptive) {
+      const Sources<double> converted{
+          in_double(in.X, k, size, doubles(team, 0)), in_double(in.w, k, size, doubles(team, 1)),
+          step_.nesterov ? in_double(in.t, k, size, doubles(team, 2)) : Block<double>{},
+          separate_gradient_ ? in_double(in.gradient, k, size, doubles(team, 3)) : Block<double>{}};
+      add_products_of(converted, chunk, size);
+      if (step_.adaptive) squares_[chunk] += square_of(converted.gradient, size);
+    } else {
+      add_products_of(in, chunk, size);
     }
-    if (!separate_gradient_) return;
-    const Block<double> g = in_double(in.gradient, k, size, doubles(team, 3));
-    add_dots(x, g, size, false, with_gradient_.part(chunk));
-    if (step_.adaptive) squares_[chunk] += square_of(g, size);
+  }
+
+  template <class Number>
+  void add_products_of(const Sources<Number>& in, index_t chunk, index_t size) {
+    add_dots(in.X, in.X, size, true, S_.part(chunk));
+    add_dots(in.X, in.w, size, false, with_w_.part(chunk));
+    add_dots(in.w, in.w, size, true, of_w_.part(chunk));
+    if (step_.nesterov) {
+      add_dots(in.X, in.t, size, false, with_t_.part(chunk));
+      add_dots(in.t, in.t, size, true, of_t_.part(chunk));
+      add_dots(in.t, in.w, size, false, t_with_w_.part(chunk));
+    }
+    if (separate_gradient_) add_dots(in.X, in.gradient, size, false, with_gradient_.part(chunk));
   }
 
   double square_of(const Block<double>& block, index_t size) const {
@@ -140,7 +202,7 @@ class Item {
   }
 
   // X, w = momentum buffer + share gradient and t = gradient + momentum w.
-  Sources read(index_t first, index_t size, Team team) const {
+  Sources<T> read(index_t first, index_t size, Team team) const {
     T* const w = place(first, 1, team);
     T* const t = step_.nesterov ? place(first, 2, team) : w;
     const Block<T> X = X_.read(first, size, place(first, 0, team));
@@ -164,7 +226,7 @@ class Item {
   }
 
   // What `read` gave in the first pass, without the gradient.
-  Sources read_again(index_t first, index_t size, Team team) const {
+  Sources<T> read_again(index_t first, index_t size, Team team) const {
     if (!kept_) return read(first, size, team);
     const Block<T> w{place(first, 1, team), kBlockLength}, t{place(first, 2, team), kBlockLength};
     if (X_.in_place(size)) return {X_.read(first, size, nullptr), w, t, w};
@@ -177,7 +239,7 @@ class Item {
   }
 
   void write(index_t first, index_t size, Team team) const {
-    const Sources in = read_again(first, size, team);
+    const Sources<T> in = read_again(first, size, team);
     T* out = scratch(team, 3);
     if (has_buffer_) {
       const Block<T> sources[] = {in.X, in.w, in.t};
@@ -198,6 +260,7 @@ class Item {
   bool has_buffer_;
   LongVectors<T> buffer_;
   T *second_, *largest_;
+  BlocksAhead ahead_, after_;
   bool own_gradient_, separate_gradient_;
   Chunks chunks_;
   DotSums S_, with_w_, of_w_, with_t_, of_t_, t_with_w_, with_gradient_;
@@ -209,11 +272,11 @@ class Item {
   T* kept_ = nullptr;
 };
 
-void run_item(const FrameItem& frame, const StiefelStep& step, int threads) {
+void run_item(const FrameItem& frame, const FrameItem* next, const StiefelStep& step, int threads) {
   dispatch_float(frame.arrays->X.dtype, "stiefel_step", [&](auto tag) {
     using T = typename decltype(tag)::type;
     Workspace workspace;
-    Item<T> item(frame, step, threads, workspace);
+    Item<T> item(frame, next, step, threads, workspace);
     parallel_team(threads, [&](Team team) { item.run(team); });
   });
 }
@@ -235,11 +298,13 @@ void stiefel_step_cpu(const std::vector<StiefelArrays>& arrays, const StiefelSte
   for (; shared < items.size(); ++shared) {
     const double flops = items[shared].flops(step.rows);
     if (flops * 2 * threads < left) break;
-    run_item(items[shared], step, useful_threads(flops / 4, threads));
+    run_item(items[shared], nullptr, step, useful_threads(flops / 4, threads));
     left -= flops;
   }
-  parallel_for(static_cast<index_t>(items.size() - shared), useful_threads(left, threads),
-               [&](index_t i) { run_item(items[shared + static_cast<std::size_t>(i)], step, 1); });
+  const FrameItem* rest = items.data() + shared;
+  const auto count = static_cast<index_t>(items.size() - shared);
+  parallel_for(count, useful_threads(left, threads),
+               [&](index_t i) { run_item(rest[i], i + 1 < count ? rest + i + 1 : nullptr, step, 1); });
 }
 
 }  // namespace subspan

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -15,12 +16,14 @@ from ._descent import Descent, Job, check_betas, check_floating, check_lr, check
 _LAYOUTS = {"columns": 0, "rows": 1}
 _METRICS = {"euclidean": 0, "canonical": 1}
 _RETRACTIONS = {"qr": 0, "polar": 1}
+_REAL = (torch.float32, torch.float64)
 
 #: X is taken for a frame if X^T X is this close to I: one of bfloat16 comes within 1e-2, another matrix hardly does.
 _NEAR = 0.1
 
 #: Tensors of a state, in the order of the kernel's arguments.
-_STATE = ("momentum_buffer", "second_moment", "largest_second_moment")
+_LARGEST = "largest_second_moment"
+_STATE = ("momentum_buffer", "second_moment", _LARGEST)
 
 
 class _Settings(NamedTuple):
@@ -74,45 +77,58 @@ class _StiefelDescent(Descent):
 
     def _update(self, jobs: list[Job]) -> None:
         fresh = {id(parameter) for parameter, _, _ in jobs if not self.state[parameter]}
-        for parameter, _, group in jobs:
-            state = self.state[parameter]
-            if not state:
-                state.update(self._new_state(parameter, group))
-            if "step" in state:
-                state["step"] += 1
-
-        def key(job: Job) -> Any:
-            parameter, gradient, group = job
-            rate = group["lr"]
-            served = _kernel_serves(parameter, gradient) and not (isinstance(rate, Tensor) and not rate.is_cpu)
-            names = tuple(name in self.state[parameter] for name in _STATE)
-            number = float(rate) if served else id(rate) if isinstance(rate, Tensor) else rate
-            return served, number, self._settings(group, id(parameter) in fresh), names
-
-        for same in grouped(jobs, key):
-            served, _, settings, _ = key(same[0])
-            rate = same[0][2]["lr"]
+        for same in grouped(jobs, lambda job: (id(job[2]), id(job[0]) in fresh)):
+            group = same[0][2]
+            new = id(same[0][0]) in fresh
+            for parameter, _, _ in same:
+                state = self.state[parameter]
+                if new:
+                    state.update(self._new_state(parameter, group))
+                elif group.get("amsgrad") and _LARGEST not in state:  # asked for since
+                    state[_LARGEST] = state["second_moment"].clone()
+                if "step" in state:
+                    state["step"] += 1
+            settings, rate = self._settings(group, new), group["lr"]
+            readable = not isinstance(rate, Tensor) or rate.is_cpu
+            served, others = _by_path(same) if readable else ([], same)
             if served:
-                self._by_kernel(same, float(rate), settings)
-            else:
-                self._by_composite(same, rate, settings)
+                self._by_kernel(served, float(rate), settings)
+            self._by_composite(others, rate, settings)
 
     def _by_kernel(self, jobs: list[Job], rate: float, settings: _Settings) -> None:
         parameters, gradients = [job[0] for job in jobs], [job[1] for job in jobs]
         states = [self.state[parameter] for parameter in parameters]
-        lists = [[state[name] for state in states if name in state] for name in _STATE]
+        lists = [[state[name] for state in states if name in state] for name in _used(jobs[0][2])]
+        lists += [[]] * (len(_STATE) - len(lists))
         steps = [float(state.get("step", 0)) for state in states]
         _native.cpu.stiefel_step(parameters, gradients, *lists, steps, rate, *settings, _route.threads())
-        for changed in (*parameters, *(tensor for tensors in lists for tensor in tensors)):
+        for changed in chain(parameters, *lists):
             torch.autograd.graph.increment_version(changed)
 
     def _by_composite(self, jobs: list[Job], rate: float | Tensor, settings: _Settings) -> None:
-        for parameter, gradient, _ in jobs:
+        for parameter, gradient, group in jobs:
             state = self.state[parameter]
-            steps = state.get("step", 0.0)
-            if isinstance(steps, Tensor):  # on the device of the parameter if it must not be read
-                steps = float(steps) if steps.is_cpu else steps.to(factor_dtype(parameter))
-            stiefel_step(parameter, gradient, *(state.get(name) for name in _STATE), steps, rate, *settings)
+            steps = state.get("step", 0)
+            if isinstance(steps, Tensor):
+                steps = steps.to(factor_dtype(parameter))
+            arrays = [state.get(name) if name in _used(group) else None for name in _STATE]
+            stiefel_step(parameter, gradient, *arrays, steps, rate, *settings)
+
+
+def _used(group: dict[str, Any]) -> tuple[str, ...]:
+    return _STATE if group.get("amsgrad") else _STATE[:2]
+
+
+def _by_path(jobs: list[Job]) -> tuple[list[Job], list[Job]]:
+    """Those that the kernel serves, and the others."""
+    if not _route.kernel_serves([tensor for job in jobs for tensor in job[:2]]):
+        parts = [_by_path([job]) for job in jobs] if len(jobs) > 1 else [([], jobs)]
+        return [job for served, _ in parts for job in served], [job for _, others in parts for job in others]
+
+    def real(job: Job) -> bool:
+        return job[0].dtype in _REAL and job[1].dtype == job[0].dtype and job[0].ndim <= _check.MAX_DIMS
+
+    return [job for job in jobs if real(job)], [job for job in jobs if not real(job)]
 
 
 def _check_frame(op: str, parameter: Tensor, rows: bool) -> None:
@@ -127,18 +143,6 @@ def _check_frame(op: str, parameter: Tensor, rows: bool) -> None:
             f"{op}: params: expected orthonormal {'rows' if rows else 'columns'} (subspan.orthonormalize makes them), "
             f"got max |X^T X - I| = {distance:.2g}"
         )
-
-
-def _kernel_serves(parameter: Tensor, gradient: Tensor) -> bool:
-    return (
-        not _check.DISABLED
-        and parameter.dtype in (torch.float32, torch.float64)
-        and gradient.dtype == parameter.dtype
-        and _check.readable(parameter)
-        and _check.readable(gradient)
-        and not gradient.is_neg()
-        and parameter.ndim <= _check.MAX_DIMS
-    )
 
 
 class StiefelSGD(_StiefelDescent):
@@ -273,10 +277,11 @@ class StiefelAdam(_StiefelDescent):
         layout: "rows" for frames as rows, (\*batch, k, n).
         weight_decay: 0. It has no meaning here and raises: X is orthogonal to every tangent vector.
         maximize: ascends.
-        capturable: counts steps on the device of the parameter, so that a step can be captured in a CUDA graph.
+        capturable: counts steps in a tensor on the device of the parameter, so that a step can be captured in a CUDA
+            graph.
 
-    State: "step", a tensor; "momentum_buffer"; "second_moment" (\*batch, 1, 1) and, with ``amsgrad``,
-    "largest_second_moment".
+    State: "step", with ``capturable`` a tensor; "momentum_buffer"; "second_moment" (\*batch, 1, 1) and, with
+    ``amsgrad``, "largest_second_moment".
 
     Raises:
         TypeError, ValueError: a number out of range, weight decay, parameters with n < k or whose columns are not
@@ -340,14 +345,13 @@ class StiefelAdam(_StiefelDescent):
     def _new_state(self, parameter: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         kind = _check.COMPUTE_DTYPE[parameter.dtype]
         moments = torch.zeros(*parameter.shape[:-2], 1, 1, dtype=kind, device=parameter.device)
-        counter = torch.zeros((), device=parameter.device if group["capturable"] else "cpu", dtype=torch.float32)
         state = {
-            "step": counter,
+            "step": torch.zeros((), device=parameter.device) if group["capturable"] else 0,
             "momentum_buffer": torch.zeros_like(parameter, memory_format=torch.preserve_format),
             "second_moment": moments,
         }
         if group["amsgrad"]:
-            state["largest_second_moment"] = moments.clone()
+            state[_LARGEST] = moments.clone()
         return state
 
     def _settings(self, group: dict[str, Any], fresh: bool) -> _Settings:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .newton_schulz import Polynomial, compose
+from .stiefel import retract
 
 Array = NDArray[np.float64]
 
@@ -32,3 +33,56 @@ def muon_step(
     rows, columns = W.shape
     factor = 0.2 * max(rows, columns) ** 0.5 if adjustment == "match_rms_adamw" else max(1.0, rows / columns) ** 0.5
     return (1 - lr * weight_decay) * W - lr * factor * orthogonal, B
+
+
+def tangent(X: Array, V: Array) -> Array:
+    along = X.swapaxes(-1, -2) @ V
+    return V - X @ (along + along.swapaxes(-1, -2)) / 2
+
+
+def riemannian_gradient(X: Array, G: Array, metric: str) -> Array:
+    """Edelman, Arias, Smith 1998, eq. 2.53 for the canonical metric."""
+    return G - X @ (G.swapaxes(-1, -2) @ X) if metric == "canonical" else tangent(X, G)
+
+
+def stiefel_sgd_step(
+    X: Array,
+    G: Array,
+    b: Array | None,
+    lr: float,
+    momentum: float,
+    dampening: float,
+    nesterov: bool,
+    retraction: str,
+    metric: str,
+) -> tuple[Array, Array]:
+    """Columns. b = None at the first step, which is not dampened."""
+    r = riemannian_gradient(X, G, metric)
+    b = r if b is None else momentum * b + (1 - dampening) * r
+    Y = retract(X, -lr * (r + momentum * b if nesterov else b), retraction)
+    return Y, tangent(Y, b)
+
+
+def stiefel_adam_step(
+    X: Array,
+    G: Array,
+    m: Array,
+    v: Array,
+    largest: Array | None,
+    step: int,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    retraction: str,
+    metric: str,
+) -> tuple[Array, Array, Array, Array]:
+    """Becigneul and Ganea 2019, with Adam's corrections of bias. Columns; v (*batch, 1, 1)."""
+    r = riemannian_gradient(X, G, metric)
+    square = (r * r).sum((-1, -2), keepdims=True)
+    if metric == "canonical":
+        square = square - ((X.swapaxes(-1, -2) @ r) ** 2).sum((-1, -2), keepdims=True) / 2
+    m, v = betas[0] * m + (1 - betas[0]) * r, betas[1] * v + (1 - betas[1]) * square
+    most = v if largest is None else np.maximum(v, largest)
+    direction = m / (1 - betas[0] ** step) / (np.sqrt(most / (1 - betas[1] ** step)) + eps)
+    Y = retract(X, -lr * direction, retraction)
+    return Y, tangent(Y, m), v, most
