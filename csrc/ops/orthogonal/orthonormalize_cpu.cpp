@@ -1,6 +1,7 @@
 #include "core/dispatch.h"
 #include "core/small_matrix/householder_qr.h"
 #include "ops/orthogonal/frame_float.h"
+#include "ops/orthogonal/frame_vectors.h"
 #include "ops/orthogonal/orthonormalize.h"
 #include "ops/orthogonal/orthonormalize_tiny.h"
 #include "ops/orthogonal/polar_factor.h"
@@ -123,6 +124,7 @@ class Group {
       return;
     }
     if (team.rank() == 0) std::fill_n(to.data, Dense::elements(count_, count_), 0.0);
+    if (team.size() == 1 && rows_are_vectors<T>(frame)) return add_vector_products<T>(frame, frame, block_, to);
     each_block(call_.length, block_, [&](index_t first, index_t rows) {
       const index_t share = round_up((rows + team.size() - 1) / team.size(), kLanes<double>);
       const index_t begin = std::min(rows, share * team.rank()), end = std::min(rows, begin + share);
@@ -136,6 +138,8 @@ class Group {
   void apply(const Frame& from, const Dense& weights, bool triangular, const Frame& to, Team team) {
     if (from.is_vector() && to.is_vector() && from.same_type(to))
       return to.template write_multiple<T>(weights(0, 0), from);
+    if (team.size() == 1 && rows_are_vectors<T>(from) && rows_are_vectors<T>(to))
+      return write_vector_product<T, 1>({from}, {weights}, to);
     const Dense& block = blocks_[team.rank()];
     index_t turn = 0;
     each_block(call_.length, block_, [&](index_t first, index_t rows) {

@@ -1,5 +1,6 @@
 #include "core/dispatch.h"
 #include "ops/orthogonal/frame_float.h"
+#include "ops/orthogonal/frame_vectors.h"
 #include "ops/orthogonal/orthonormalize.h"
 #include "ops/orthogonal/polar_gradient.h"
 
@@ -104,6 +105,8 @@ class Group {
   // Members share the blocks that they pack.
   void add_product(index_t item, const Dense& to, Team team) {
     if (in_float()) return add_float_product(item, to, team);
+    if (team.size() == 1 && rows_are_vectors<T>(Q(item)) && rows_are_vectors<T>(upstream(item)))
+      return add_vector_products<T>(upstream(item), Q(item), block_, to);
     each_block(call_.length, block_, [&](index_t first, index_t rows) {
       const index_t share = round_up((rows + team.size() - 1) / team.size(), kLanes<double>);
       const index_t begin = std::min(rows, share * team.rank()), end = std::min(rows, begin + share);
@@ -144,12 +147,18 @@ class Group {
   void apply(index_t item, index_t f, Team team) {
     if (in_float()) return apply_in_float(item, f, team);
     const Frame q = Q(item), to(call_.d_A, item, call_.rows);
+    const bool both = call_.d_Q && !(call_.polar && call_.length == count_);
+    if (team.size() == 1 && rows_are_vectors<T>(q) && rows_are_vectors<T>(to)) {
+      if (!both) return write_vector_product<T, 1>({q}, {right_[f]}, to);
+      if (rows_are_vectors<T>(upstream(item)))
+        return write_vector_product<T, 2>({upstream(item), q}, {left_[f], right_[f]}, to);
+    }
     const Dense &block = blocks_[2 * team.rank()], &other = blocks_[2 * team.rank() + 1];
     index_t turn = 0;
     each_block(call_.length, block_, [&](index_t first, index_t rows) {
       if (turn++ % team.size() != team.rank()) return;
       q.pack(first, rows, block);
-      if (call_.d_Q && !(call_.polar && call_.length == count_)) {
+      if (both) {
         upstream(item).pack(first, rows, other);
         write_product<T, 2>({other, block}, {left_[f], right_[f]}, false, first, rows, to);
       } else {
