@@ -11,16 +11,14 @@ namespace detail {
 constexpr int kDirectRows = 4;   // of S at once
 constexpr int kDirectMixed = 6;  // rows x' at most: with as many accumulators as registers hold
 
-// sums[s][m] = sum over terms and columns of rows of S times mixed rows, which end in zeros up to whole vectors.
+// Of the cache that rows of S stay in while all mixed rows pass by.
+constexpr index_t kDirectBytes = 24 << 10;
+
+// sums[s][m] += rows of S times mixed rows, which end in zeros up to whole vectors, over terms begin ... end - 1.
 template <int Mixed, class T>
 [[gnu::always_inline]] inline void dot_rows(const T* const (&rows)[kDirectRows], const Factors<T>& w, const T* mixed,
-                                            index_t mixed_step, index_t term_length,
+                                            index_t mixed_step, index_t term_length, index_t begin, index_t end,
                                             Vec<T> (&sums)[kDirectRows][Mixed]) {
-#pragma GCC unroll 4
-  for (int s = 0; s < kDirectRows; ++s) {
-#pragma GCC unroll 6
-    for (int m = 0; m < Mixed; ++m) sums[s][m] = Vec<T>{};
-  }
   const auto step = [&](const T* in, auto&& read) {
     Vec<T> row[kDirectRows];
 #pragma GCC unroll 4
@@ -32,7 +30,8 @@ template <int Mixed, class T>
       for (int s = 0; s < kDirectRows; ++s) sums[s][m] += row[s] * entry;
     }
   };
-  for (index_t i = 0; i < w.terms; ++i, mixed += term_length) {
+  mixed += begin * term_length;
+  for (index_t i = begin; i < end; ++i, mixed += term_length) {
     const index_t offset = i * w.term_step;
     index_t b = 0;
     for (; b + kLanes<T> <= w.k; b += kLanes<T>) {
@@ -60,10 +59,17 @@ class DirectProduct {
       const index_t tiles = (w_.l + detail::kDirectRows - 1) / detail::kDirectRows;
       const index_t end = tiles * (team.rank() + 1) / team.size();
       const index_t parts = (mixed_rows + detail::kDirectMixed - 1) / detail::kDirectMixed;
+      const index_t row_bytes = detail::kDirectRows * length * static_cast<index_t>(sizeof(T));
+      const index_t terms = parts == 1 ? w_.terms : std::max<index_t>(1, detail::kDirectBytes / (row_bytes + 1));
+      Workspace own;
+      Vec<T>* kept = own.take<Vec<T>>(parts * detail::kDirectRows * detail::kDirectMixed);
       for (index_t tile = tiles * team.rank() / team.size(); tile < end; ++tile) {
-        for (index_t part = 0; part < parts; ++part) {
-          const index_t first = mixed_rows * part / parts, next = mixed_rows * (part + 1) / parts;
-          multiply(tile * detail::kDirectRows, mixed + first * mixed_step, first, next - first, length, bias, y);
+        for (index_t i = 0; i < w_.terms; i += terms) {
+          Call call{tile * detail::kDirectRows, i, std::min(w_.terms, i + terms), length, mixed, kept, bias, y};
+          for (index_t part = 0; part < parts; ++part, call.kept += detail::kDirectRows * detail::kDirectMixed) {
+            call.first = mixed_rows * part / parts;
+            multiply(call, mixed_rows * (part + 1) / parts - call.first);
+          }
         }
       }
     });
@@ -81,30 +87,54 @@ class DirectProduct {
     }
   }
 
-  void multiply(index_t a, const T* mixed, index_t first, index_t count, index_t length, const T* bias, T* y) const {
+  // Rows a ... of S with terms begin ... end - 1, and mixed rows first ...
+  struct Call {
+    index_t a, begin, end, length;
+    const T* mixed;
+    Vec<T>* kept;  // sums between one part of the terms and the next
+    const T* bias;
+    T* y;
+    index_t first = 0;
+  };
+
+  void multiply(const Call& call, index_t count) const {
     switch (count) {
-      case 1: return multiply_part<1>(a, mixed, first, length, bias, y);
-      case 2: return multiply_part<2>(a, mixed, first, length, bias, y);
-      case 3: return multiply_part<3>(a, mixed, first, length, bias, y);
-      case 4: return multiply_part<4>(a, mixed, first, length, bias, y);
-      case 5: return multiply_part<5>(a, mixed, first, length, bias, y);
-      default: return multiply_part<6>(a, mixed, first, length, bias, y);
+      case 1: return multiply_part<1>(call);
+      case 2: return multiply_part<2>(call);
+      case 3: return multiply_part<3>(call);
+      case 4: return multiply_part<4>(call);
+      case 5: return multiply_part<5>(call);
+      default: return multiply_part<6>(call);
     }
   }
 
   template <int Mixed>
-  void multiply_part(index_t a, const T* mixed, index_t first, index_t length, const T* bias, T* y) const {
+  void multiply_part(const Call& call) const {
     constexpr int tile = detail::kDirectRows;
     const T* rows[tile];  // the last one again, where there are fewer
-    for (int s = 0; s < tile; ++s) rows[s] = w_.S + std::min(a + s, w_.l - 1) * w_.row_step;
+    for (int s = 0; s < tile; ++s) rows[s] = w_.S + std::min(call.a + s, w_.l - 1) * w_.row_step;
+    const index_t step = w_.terms * call.length;
     Vec<T> sums[tile][Mixed];
-    detail::dot_rows<Mixed>(rows, w_, mixed, w_.terms * length, length, sums);
+#pragma GCC unroll 4
+    for (int s = 0; s < tile; ++s) {
+#pragma GCC unroll 6
+      for (int m = 0; m < Mixed; ++m) sums[s][m] = call.begin > 0 ? call.kept[s * Mixed + m] : Vec<T>{};
+    }
+    detail::dot_rows<Mixed>(rows, w_, call.mixed + call.first * step, step, call.length, call.begin, call.end, sums);
+    if (call.end < w_.terms) {
+#pragma GCC unroll 4
+      for (int s = 0; s < tile; ++s) {
+#pragma GCC unroll 6
+        for (int m = 0; m < Mixed; ++m) call.kept[s * Mixed + m] = sums[s][m];
+      }
+      return;
+    }
     T totals[tile * detail::kDirectMixed + kLanes<T>];
     detail::sum_lanes_of<tile * Mixed>(&sums[0][0], totals);
-    for (int s = 0; s < std::min<index_t>(tile, w_.l - a); ++s) {
+    for (int s = 0; s < std::min<index_t>(tile, w_.l - call.a); ++s) {
       for (int m = 0; m < Mixed; ++m) {
-        const index_t row = (first + m) / w_.p, output = (first + m) % w_.p * w_.l + a + s;
-        y[row * w_.rows() + output] = totals[s * Mixed + m] + (bias ? bias[output] : T(0));
+        const index_t row = (call.first + m) / w_.p, output = (call.first + m) % w_.p * w_.l + call.a + s;
+        call.y[row * w_.rows() + output] = totals[s * Mixed + m] + (call.bias ? call.bias[output] : T(0));
       }
     }
   }
