@@ -105,7 +105,15 @@ class GramSolver {
         pack_columns(rows_, k, depth, 0, size, packed);
       }
       const T scale = k + depth == end ? static_cast<T>(problem_.alpha) : T(1);
-      multiply(packed, size, packed, size, depth, Part::kUpper, team, StorePanels<T>{to, k > begin, scale});
+      const StorePanels<T> finish{to, k > begin, scale};
+      multiply(packed, size, packed, size, depth, Part::kUpper, team, [&](index_t row, index_t column, auto& sums) {
+        finish(row, column, sums);
+        // The tile below is next; the matrix does not fit the second-level cache beside what is multiplied.
+        const T* next = to.at(row, column) + kTileRows * team.size() * to.width;
+        for (int i = 0; i < kTileRows; ++i, next += to.width) {
+          for (int v = 0; v < static_cast<int>(std::size(sums[0])); ++v) __builtin_prefetch(next + v * kLanes<T>, 1);
+        }
+      });
     }
   }
 
