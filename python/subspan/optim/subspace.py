@@ -12,9 +12,12 @@ from ..composite.factor import factor_dtype
 from ..ops.orthonormalize import orthonormalize
 from ._descent import Descent, Job, check_betas, check_floating, check_lr, check_nonnegative, grouped
 
+#: delta: a D that is no longer than this is hardly known, for all float32 can tell.
+_ROUNDING = 1e-4
+
 
 class OnlineSubspaceDescent(Descent):
-    r"""Adam for matrices whose moments live in a subspace of few dimensions, which online PCA turns towards the gradient.
+    r"""Adam for matrices whose moments live in a subspace of few dimensions, which follows the gradient by online PCA.
 
     With the longer side of W, G as columns, W being m x n, m <= n or transposed for it, and a frame P (m, r):
 
@@ -27,15 +30,17 @@ class OnlineSubspaceDescent(Descent):
         \frac{M / (1 - \beta_1^t)}{\sqrt{V / (1 - \beta_2^t)} + \varepsilon}
 
     .. math::
-        P \leftarrow \operatorname{polar}\bigl(P + \eta_P\, D / \|D\|_F\bigr), \qquad
-        D = (I - P P^\top)\, G G^\top P
+        P \leftarrow \operatorname{polar}\Bigl(P + \eta_P\, \frac{D}{\|D\|_F + \delta}\Bigr), \qquad
+        D = (I - P P^\top)\, \frac{G}{\|G\|_F} \Bigl(\frac{P^\top G}{\|P^\top G\|_F}\Bigr)^\top, \qquad
+        \delta = 10^{-4}
 
-    -D is the gradient of the loss of PCA, |G - P P^T G|^2 / 2, on the Stiefel manifold. The published method lets Adam
-    change the entries of P and holds it near the manifold by a penalty; here P stays orthonormal to rounding, so that P
-    P^T is a projection at every step. As in Adam, the length of a step does not depend on that of D, which vanishes not
-    only where P holds the leading directions but also where it holds none of G: what the weights have just learned in
-    P's directions leaves just that. The polar factor turns P within its span as little as possible, hence moments are
-    kept as they are. P begins as the leading singular vectors of the first gradient.
+    D is a negative multiple of the gradient of the loss of PCA, |G - P P^T G|^2, on the Stiefel manifold. The published
+    method lets Adam change the entries of P and holds it near the manifold by a penalty; here P stays orthonormal to
+    rounding, so that P P^T is a projection at every step. As in Adam, the length of a step does not depend on that of
+    D, which vanishes not only where P holds the leading directions but also where it holds none of G: what the weights
+    have just learned in P's directions leaves just that. Delta keeps rounding from turning P. The polar factor turns P
+    within its span as little as possible, hence moments are kept as they are. P begins as the leading singular vectors
+    of the first gradient.
 
     Args:
         params: matrices, or groups of them. A group without ``rank``, and matrices whose shorter side is at most
@@ -192,9 +197,11 @@ def _leading(G: Tensor, rank: int) -> Tensor:
 
 
 def _turned_to(P: Tensor, G: Tensor, g: Tensor, rate: float) -> Tensor:
-    """The polar factor of P + rate D / |D|, D = (G - P g) g^T, g = P^T G. D = 0 turns nothing."""
-    outward = _unit(_unit(G - P @ g) @ _unit(g).mT)
-    frame: Tensor = orthonormalize(P + rate * outward, "polar")
+    """The polar factor of P + rate D / (|D| + delta), D = (G - P g) g^T / |G| / |g|, g = P^T G."""
+    G = _unit(G)
+    outward = (G - P @ (P.mT @ G)) @ _unit(g).mT
+    norm = torch.linalg.matrix_norm(outward, keepdim=True)
+    frame: Tensor = orthonormalize(P + rate * outward / (norm + _ROUNDING), "polar")
     return frame
 
 
