@@ -46,7 +46,7 @@ def test_step_is_its_definition(dtype: torch.dtype) -> None:
     checks.train(optimiser, tensors, range(5))
     for i, (tensor, begin) in enumerate(zip(tensors, start, strict=True)):
         turned = begin.shape[0] > begin.shape[1]
-        W, P, M, V = begin.double().numpy(), None, 0.0, 0.0
+        W, P, M, V = begin.double().numpy(), None, np.zeros(()), np.zeros(())
         W = W.T if turned else W
         for step in range(5):
             G = normal(100 * step + i, *begin.shape, dtype=dtype).double().numpy()

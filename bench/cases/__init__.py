@@ -12,6 +12,7 @@ from . import (
     logits,
     losses,
     newton_schulz,
+    optimizers,
     orthonormalize,
     similarity,
     sinkhorn,
@@ -23,5 +24,5 @@ FAMILIES: dict[str, tuple[Case, ...]] = {
     "core": core.CASES,
     "coding_rate": (*coding_rate.CASES, *soft_classes.CASES, *sinkhorn.CASES, *losses.CASES, *crate.CASES),
     "angles": (*angles.CASES, *logits.CASES, *grassmann.CASES, *similarity.CASES),
-    "orthogonal": (*householder.CASES, *orthonormalize.CASES, *skew.CASES, *newton_schulz.CASES),
+    "orthogonal": (*householder.CASES, *orthonormalize.CASES, *skew.CASES, *newton_schulz.CASES, *optimizers.CASES),
 }

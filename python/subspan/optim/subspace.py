@@ -193,7 +193,8 @@ def _leading(G: Tensor, rank: int) -> Tensor:
     """The leading left singular vectors; NaN where a matrix is not finite."""
     good = G.isfinite().all(-1).all(-1)[..., None, None]
     U = torch.linalg.svd(torch.where(good, G, 0), full_matrices=False)[0][..., :rank]
-    return torch.where(good, U, torch.nan)
+    leading: Tensor = torch.where(good, U, torch.nan)
+    return leading
 
 
 def _turned_to(P: Tensor, G: Tensor, g: Tensor, rate: float) -> Tensor:
@@ -210,4 +211,5 @@ def _unit(matrix: Tensor) -> Tensor:
     largest = matrix.abs().amax((-2, -1), keepdim=True)
     matrix = matrix / torch.where(largest == 0, 1, largest)
     norm = torch.linalg.matrix_norm(matrix, keepdim=True)
-    return matrix / torch.where(norm == 0, 1, norm)
+    unit: Tensor = matrix / torch.where(norm == 0, 1, norm)
+    return unit

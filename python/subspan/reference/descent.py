@@ -37,7 +37,8 @@ def muon_step(
 
 def tangent(X: Array, V: Array) -> Array:
     along = X.swapaxes(-1, -2) @ V
-    return V - X @ (along + along.swapaxes(-1, -2)) / 2
+    result: Array = V - X @ (along + along.swapaxes(-1, -2)) / 2
+    return result
 
 
 def riemannian_gradient(X: Array, G: Array, metric: str) -> Array:
@@ -92,8 +93,8 @@ def online_subspace_step(
     W: Array,
     G: Array,
     P: Array | None,
-    M: Array | float,
-    V: Array | float,
+    M: Array,
+    V: Array,
     step: int,
     lr: float,
     betas: tuple[float, float],
@@ -111,8 +112,9 @@ def online_subspace_step(
     g = P.T @ G
     M, V = betas[0] * M + (1 - betas[0]) * g, betas[1] * V + (1 - betas[1]) * g**2
     direction = M / (1 - betas[0] ** step) / (np.sqrt(V / (1 - betas[1] ** step)) + eps)
-    W = (1 - lr * weight_decay) * W - lr * scale * P @ direction
+    W = (1 - lr * weight_decay) * W - lr * scale * (P @ direction)
     outward = (G - P @ g) @ g.T / np.linalg.norm(G) / np.linalg.norm(g)
     moved = P + subspace_lr * outward / (np.linalg.norm(outward) + 1e-4)
     left, _, right = np.linalg.svd(moved, full_matrices=False)
-    return W, left @ right, M, V
+    frame: Array = left @ right
+    return W, frame, M, V
