@@ -182,7 +182,8 @@ class OnlineSubspaceDescent(Descent):
             count = count.to(factor_dtype(g))
         first = torch.stack([state["exp_avg"] for state in states]) / (1 - beta1**count)
         second = torch.stack([state["exp_avg_sq"] for state in states]) / (1 - beta2**count)
-        return first / (second.sqrt() + group["eps"])
+        direction: Tensor = first / (second.sqrt() + group["eps"])
+        return direction
 
 
 def _projected(parameter: Tensor, group: dict[str, Any]) -> bool:
