@@ -22,7 +22,7 @@ from subspan.reference import descent as reference
 DOUBLE = torch.float64
 REAL = [torch.float32, DOUBLE]
 OPTIMISERS = [StiefelSGD, StiefelAdam]
-SHAPES = [(20, 3), (3, 9, 1), (2, 2, 300, 8), (6, 4), (1, 1), (2, 2500, 16), (5, 5), (3, 700, 33)]
+SHAPES = [(20, 3), (3, 9, 1), (2, 2, 300, 8), (6, 4), (1, 1), (5, 5), (2, 40, 17), (1100, 4)]
 
 
 def frames(*shape: int, dtype: torch.dtype = DOUBLE, seed: int = 0) -> Tensor:
@@ -65,7 +65,9 @@ def test_sgd_is_its_definition(
     """Rounding of X and of the buffer at each of four steps is not amplified: 30 units bound the sum."""
     for shape in SHAPES:
         start = frames(*shape, dtype=dtype)
-        weight = torch.nn.Parameter(start.mT.contiguous() if layout == "rows" else start.clone())
+        weight = torch.nn.Parameter(
+            start.mT.clone(memory_format=torch.contiguous_format) if layout == "rows" else start.clone()
+        )
         optimiser = StiefelSGD([weight], lr=0.2, metric=metric, retraction=retraction, layout=layout, **settings)
         group = optimiser.param_groups[0]
         X, b = start.double().numpy(), None
@@ -90,9 +92,14 @@ def test_sgd_is_its_definition(
 @pytest.mark.parametrize("dtype", REAL, ids=str)
 def test_adam_is_its_definition(path: str, amsgrad: bool, metric: str, layout: str, dtype: torch.dtype) -> None:
     betas, eps = (0.8, 0.95), 1e-6
-    for retraction, shape in zip(["qr", "polar"] * 4, SHAPES, strict=True):
+    for i, shape in enumerate(SHAPES):
+        if shape == (1, 1):  # its tangent space is a point; rounding would be divided by eps
+            continue
+        retraction = ("qr", "polar")[i % 2]
         start = frames(*shape, dtype=dtype)
-        weight = torch.nn.Parameter(start.mT.contiguous() if layout == "rows" else start.clone())
+        weight = torch.nn.Parameter(
+            start.mT.clone(memory_format=torch.contiguous_format) if layout == "rows" else start.clone()
+        )
         optimiser = StiefelAdam([weight], 0.1, betas, eps, amsgrad, metric=metric, retraction=retraction, layout=layout)
         X, m, v, most = start.double().numpy(), np.zeros(shape), np.zeros((*shape[:-2], 1, 1)), None
         for step in range(1, 5):
@@ -103,7 +110,6 @@ def test_adam_is_its_definition(path: str, amsgrad: bool, metric: str, layout: s
                 X, G.double().numpy(), m, v, most if amsgrad else None, step, 0.1, betas, eps, retraction, metric
             )
         got = weight.detach().double().numpy()
-        # The tangent space of (1, 1) is a point, where a step of nothing is divided by eps alone.
         np.testing.assert_allclose(
             got.swapaxes(-1, -2) if layout == "rows" else got, X, rtol=0, atol=50 * torch.finfo(dtype).eps
         )
@@ -227,17 +233,18 @@ Settings = tuple[type, dict[str, Any]]
 TRIED: list[Settings] = [
     (StiefelSGD, {"lr": 0.02, "momentum": 0.8}),
     (StiefelSGD, {"lr": 0.02, "momentum": 0.8, "nesterov": True, "metric": "canonical", "retraction": "polar"}),
-    (StiefelAdam, {"lr": 0.05}),
+    (StiefelAdam, {"lr": 0.05, "betas": (0.9, 0.98)}),
     (StiefelAdam, {"lr": 0.05, "amsgrad": True, "metric": "canonical", "retraction": "polar"}),
 ]
 
 
-def minimise(loss: Callable[[Tensor], Tensor], start: Tensor, settings: Settings, steps: int = 1500) -> Tensor:
-    """With a rate that falls by 1 % at every step towards the end: Adam's steps would otherwise never get shorter."""
+def minimise(loss: Callable[[Tensor], Tensor], start: Tensor, settings: Settings, steps: int = 1000) -> Tensor:
+    """With a rate that falls by 3 % at every step of the second half, to 2e-7 of itself: steps of Adam have the length
+    of the rate, and come no closer than that."""
     kind, more = settings
     weight = torch.nn.Parameter(start.clone())
     optimiser = kind([weight], **more)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda t: 0.99 ** max(0, t - steps // 2))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda t: 0.97 ** max(0, t - steps // 2))
     for _ in range(steps):
         optimiser.zero_grad()
         loss(weight).backward()
@@ -247,36 +254,36 @@ def minimise(loss: Callable[[Tensor], Tensor], start: Tensor, settings: Settings
 
 
 @pytest.mark.parametrize("settings", TRIED, ids=str)
-def test_ordered_eigenvectors(path: str, settings: Settings) -> None:
+def test_ordered_eigenvectors(settings: Settings) -> None:
     """Brockett's function tr(X^T A X N) is least at eigenvectors in the order of N, up to signs."""
     A = torch.diag(torch.arange(1.0, 9.0, dtype=DOUBLE))
     Q = frames(8, 8, seed=3)
     A, N = Q @ A @ Q.mT, torch.tensor([3.0, 2.0, 1.0], dtype=DOUBLE)
     X = minimise(lambda X: ((A @ X) * X * N).sum(), frames(8, 3, seed=1), settings)
     error = float(((Q[:, :3].mT @ X).abs() - torch.eye(3, dtype=DOUBLE)).abs().max())
-    print(f"{path}, {settings}: distance from the eigenvectors {error:.1e}")
-    # The slowest direction shrinks by at least 1 - 0.02 * 1 * 1 per step at momentum 0: below 1e-6 after 750 steps.
+    print(f"{settings}: distance from the eigenvectors {error:.1e}")
+    # The slowest direction shrinks by 1 - 0.02 a step without momentum: below 1e-4 after 500, and with it far below.
     assert error < 1e-6
 
 
 @pytest.mark.parametrize("settings", TRIED, ids=str)
-def test_leading_eigenspace(path: str, settings: Settings) -> None:
+def test_leading_eigenspace(settings: Settings) -> None:
     Q = frames(12, 12, seed=3)
     A = (Q * torch.arange(12.0, 0.0, -1.0, dtype=DOUBLE)) @ Q.mT
     X = minimise(lambda X: -((A @ X) * X).sum() / 2, frames(12, 4, seed=1), settings)
     error = float((X @ X.mT - Q[:, :4] @ Q[:, :4].mT).abs().max())
-    print(f"{path}, {settings}: distance of the projectors {error:.1e}")
+    print(f"{settings}: distance of the projectors {error:.1e}")
     assert error < 1e-6
 
 
 @pytest.mark.parametrize("settings", TRIED, ids=str)
-def test_orthogonal_procrustes(path: str, settings: Settings) -> None:
+def test_orthogonal_procrustes(settings: Settings) -> None:
     """min |A X - B|^2 over frames with A^T A = I is the polar factor of A^T B."""
     A, B = frames(15, 10, seed=1), normal(2, 15, 3)
     U, _, Vh = torch.linalg.svd(A.mT @ B, full_matrices=False)
     start = minimise(lambda X: (A @ X - B).square().sum() / 2, frames(10, 3, seed=3), settings)
     error = float((start - U @ Vh).abs().max())
-    print(f"{path}, {settings}: distance from the polar factor {error:.1e}")
+    print(f"{settings}: distance from the polar factor {error:.1e}")
     assert error < 1e-6
 
 

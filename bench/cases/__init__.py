@@ -12,6 +12,7 @@ from . import (
     logits,
     losses,
     newton_schulz,
+    optimizers,
     orthogonal_modules,
     orthonormalize,
     phm,
@@ -31,6 +32,7 @@ FAMILIES: dict[str, tuple[Case, ...]] = {
         *skew.CASES,
         *newton_schulz.CASES,
         *orthogonal_modules.CASES,
+        *optimizers.CASES,
     ),
     "phm": phm.CASES,
 }

@@ -155,7 +155,8 @@ def of_list(matrices: list[Any], numbers: Sequence[float], least_norm: float = 0
         _native.cpu.newton_schulz_list(arrays, results, list(numbers), least_norm, _route.threads())
         return results
     if least_norm > 0:
-        return composite.by_shape(matrices, lambda stack: composite.iterate(stack, numbers, least_norm))
+        raised: list[Any] = composite.by_shape(matrices, lambda stack: composite.iterate(stack, numbers, least_norm))
+        return raised
     if _check.is_torch(matrices[0]) and not matrices[0].is_cpu:
         stacked: list[Any] = composite.by_shape(matrices, lambda stack: _newton_schulz(1, stack, numbers)[0])
         return stacked

@@ -3,5 +3,6 @@
 from .grassmann import GrassmannSGD
 from .muon import Muon
 from .stiefel import StiefelAdam, StiefelSGD
+from .subspace import OnlineSubspaceDescent
 
-__all__ = ["GrassmannSGD", "Muon", "StiefelAdam", "StiefelSGD"]
+__all__ = ["GrassmannSGD", "Muon", "OnlineSubspaceDescent", "StiefelAdam", "StiefelSGD"]

@@ -200,11 +200,12 @@ def _orthogonal(matrices: list[Tensor], job: Job) -> list[Tensor]:
 def _in_bfloat16(G: Tensor, coefficients: Any, eps: float) -> Tensor:
     """The iteration on X itself, in products of bfloat16, of a stack of matrices."""
     X = G.mT if G.shape[-2] > G.shape[-1] else G
-    X = X / X.norm(dim=(-2, -1), keepdim=True).clamp(min=eps)
+    X = X / torch.linalg.matrix_norm(X, keepdim=True).clamp(min=eps)
     for a, b, c in coefficients:
         A = X @ X.mT
         X = a * X + (b * A + c * (A @ A)) @ X
-    return X.mT if G.shape[-2] > G.shape[-1] else X
+    result: Tensor = X.mT if G.shape[-2] > G.shape[-1] else X
+    return result
 
 
 def _rate(group: dict[str, Any], matrix: Tensor) -> Any:

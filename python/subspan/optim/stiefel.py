@@ -111,8 +111,8 @@ class _StiefelDescent(Descent):
             steps = state.get("step", 0)
             if isinstance(steps, Tensor):
                 steps = steps.to(factor_dtype(parameter))
-            arrays = [state.get(name) if name in _used(group) else None for name in _STATE]
-            stiefel_step(parameter, gradient, *arrays, steps, rate, *settings)
+            buffer, second, largest = (state.get(name) if name in _used(group) else None for name in _STATE)
+            stiefel_step(parameter, gradient, buffer, second, largest, steps, rate, *settings)
 
 
 def _used(group: dict[str, Any]) -> tuple[str, ...]:

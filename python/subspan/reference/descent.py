@@ -37,7 +37,8 @@ def muon_step(
 
 def tangent(X: Array, V: Array) -> Array:
     along = X.swapaxes(-1, -2) @ V
-    return V - X @ (along + along.swapaxes(-1, -2)) / 2
+    result: Array = V - X @ (along + along.swapaxes(-1, -2)) / 2
+    return result
 
 
 def riemannian_gradient(X: Array, G: Array, metric: str) -> Array:
@@ -86,3 +87,34 @@ def stiefel_adam_step(
     direction = m / (1 - betas[0] ** step) / (np.sqrt(most / (1 - betas[1] ** step)) + eps)
     Y = retract(X, -lr * direction, retraction)
     return Y, tangent(Y, m), v, most
+
+
+def online_subspace_step(
+    W: Array,
+    G: Array,
+    P: Array | None,
+    M: Array,
+    V: Array,
+    step: int,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    rank: int,
+    scale: float,
+    subspace_lr: float,
+) -> tuple[Array, Array, Array, Array]:
+    """Algorithm 1 of Liang et al. 2024 for a W (m, n), m <= n, with Adam for the weights, and for the frame a step of
+    length subspace_lr against the gradient of |G - P P^T G|^2, which for orthonormal P is -2 (I - P P^T) G G^T P, and
+    the polar factor; shorter where that gradient is below about 1e-4 |G| |P^T G|. Gives W, P, M and V."""
+    if P is None:
+        P = np.linalg.svd(G, full_matrices=False)[0][:, :rank]
+    g = P.T @ G
+    M, V = betas[0] * M + (1 - betas[0]) * g, betas[1] * V + (1 - betas[1]) * g**2
+    direction = M / (1 - betas[0] ** step) / (np.sqrt(V / (1 - betas[1] ** step)) + eps)
+    W = (1 - lr * weight_decay) * W - lr * scale * (P @ direction)
+    outward = (G - P @ g) @ g.T / np.linalg.norm(G) / np.linalg.norm(g)
+    moved = P + subspace_lr * outward / (np.linalg.norm(outward) + 1e-4)
+    left, _, right = np.linalg.svd(moved, full_matrices=False)
+    frame: Array = left @ right
+    return W, frame, M, V
