@@ -30,21 +30,26 @@ def _normal(seed: int, device: str, *shapes: tuple[int, ...]) -> tuple[Tensor, .
     return tuple((torch.randn(*shape, generator=generator) * shape[-1] ** -0.5).to(device) for shape in shapes)
 
 
-def in_turn(function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
-    """The next of several equal weights in every call."""
+def _taking_turns() -> Callable[[Tensor], Tensor]:
+    """The next of several equal weights in every call. A compiler would make a graph for each."""
     turn = itertools.count()
+    return torch.compiler.disable(lambda weights: weights[next(turn) % len(weights)])
+
+
+def in_turn(function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
+    choose = _taking_turns()
 
     def call(x: Tensor, A: Tensor, S: Tensor, W: Tensor) -> Tensor:
-        return function(x, A, S[next(turn) % len(S)])
+        return function(x, A, choose(S))
 
     return call
 
 
 def dense_in_turn(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
-    turn = itertools.count()
+    choose = _taking_turns()
 
     def call(x: Tensor, A: Tensor, S: Tensor, W: Tensor) -> Tensor:
-        return function(x, W[next(turn) % len(W)])
+        return function(x, choose(W))
 
     return call
 

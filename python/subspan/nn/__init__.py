@@ -4,6 +4,7 @@ from .coding_rate import MaximalCodingRateReduction, TotalCodingRate
 from .crate import ISTA, CRATEBlock, SubspaceAttention, layer_coding_rate
 from .grassmann import GrassmannLinear, SubspaceOrthogonalityLoss
 from .membership_loss import MLCLoss
+from .phm import PHMLinear, QuaternionLinear
 from .self_supervised import BarlowLoss, EMPSSLLoss, SimDINOExpansion, TiCoLoss
 from .vne import VNELoss
 
@@ -15,6 +16,8 @@ __all__ = [
     "GrassmannLinear",
     "MLCLoss",
     "MaximalCodingRateReduction",
+    "PHMLinear",
+    "QuaternionLinear",
     "SimDINOExpansion",
     "SubspaceAttention",
     "SubspaceOrthogonalityLoss",

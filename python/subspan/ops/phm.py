@@ -127,7 +127,7 @@ def _check_terms(op: str, name: str, S: Any, A_name: str, A: Any) -> None:
         raise ValueError(f"{op}: {name}: expected {expected}, got shape {tuple(S.shape)}")
 
 
-def _nearest(size: int, parts: int) -> str:
+def nearest(size: int, parts: int) -> str:
     """The sizes next to `size` that `parts` divides."""
     below = size // parts * parts
     return f"{below} and {below + parts} are the nearest" if below else f"{parts} is the least"
@@ -139,7 +139,7 @@ def check_length(op: str, name: str, array: Any, parts: int, length: int, factor
     if size == parts * length:
         return
     expected = f"a last dimension of {parts * length} = {parts} * {length} for {factors}"
-    divided = "" if size % parts == 0 else f", which {parts} does not divide ({_nearest(size, parts)})"
+    divided = "" if size % parts == 0 else f", which {parts} does not divide ({nearest(size, parts)})"
     raise ValueError(f"{op}: {name}: expected {expected}, got {size} in shape {tuple(array.shape)}{divided}")
 
 
