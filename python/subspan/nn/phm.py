@@ -34,8 +34,8 @@ class PHMLinear(torch.nn.Module):
 
     Source:
         Zhang et al. 2021, Beyond Fully-Connected Layers with Quaternions. HyperNets' ``PHMLinear`` has the same A
-        and S, named ``a`` and ``s``; those of ``phc-gnn``, ``Compacter`` and ``adapters`` (``phm_rule`` and ``W``) are A
-        and S with every matrix transposed.
+        and S, named ``a`` and ``s``; those of ``phc-gnn``, ``Compacter`` and ``adapters`` (``phm_rule`` and ``W``) are
+        A and S with every matrix transposed.
 
     >>> import torch, subspan
     >>> layer = subspan.nn.PHMLinear(8, 12, 4)
