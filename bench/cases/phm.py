@@ -31,9 +31,14 @@ def _normal(seed: int, device: str, *shapes: tuple[int, ...]) -> tuple[Tensor, .
 
 
 def _taking_turns() -> Callable[[Tensor], Tensor]:
-    """The next of several equal weights in every call. A compiler would make a graph for each."""
+    """The next of several equal weights in every call. Compiled code, which would be another for each, has one of them:
+    its weights are always warm."""
     turn = itertools.count()
-    return torch.compiler.disable(lambda weights: weights[next(turn) % len(weights)])
+
+    def choose(weights: Tensor) -> Tensor:
+        return weights[0 if torch.compiler.is_compiling() else next(turn) % len(weights)]
+
+    return choose
 
 
 def in_turn(function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
