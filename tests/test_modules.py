@@ -68,6 +68,8 @@ MODULES: dict[str, tuple[Callable[[], torch.nn.Module], Callable[[Any, Tensor], 
     "TiCoLoss": (lambda: nn.TiCoLoss(), lambda m, z: m(torch.eye(8, dtype=z.dtype), z[0], z[1])[0]),
     "VNELoss": (lambda: nn.VNELoss(alpha=0.5), lambda m, z: m(z)),
     "BarlowLoss": (lambda: nn.BarlowLoss(), lambda m, z: m(z[0], z[1])),
+    "PHMLinear": (lambda: nn.PHMLinear(8, 6, 2), lambda m, z: m(z).square().mean()),
+    "QuaternionLinear": (lambda: nn.QuaternionLinear(8, 4), lambda m, z: m(z).square().mean()),
 }
 
 every_module = pytest.mark.parametrize("name", MODULES)

@@ -30,21 +30,31 @@ def _normal(seed: int, device: str, *shapes: tuple[int, ...]) -> tuple[Tensor, .
     return tuple((torch.randn(*shape, generator=generator) * shape[-1] ** -0.5).to(device) for shape in shapes)
 
 
-def in_turn(function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
-    """The next of several equal weights in every call."""
+def _taking_turns() -> Callable[[Tensor], Tensor]:
+    """The next of several equal weights in every call. Compiled code, which would be another for each, has one of them:
+    its weights are always warm."""
     turn = itertools.count()
 
+    def choose(weights: Tensor) -> Tensor:
+        return weights[0 if torch.compiler.is_compiling() else next(turn) % len(weights)]
+
+    return choose
+
+
+def in_turn(function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
+    choose = _taking_turns()
+
     def call(x: Tensor, A: Tensor, S: Tensor, W: Tensor) -> Tensor:
-        return function(x, A, S[next(turn) % len(S)])
+        return function(x, A, choose(S))
 
     return call
 
 
 def dense_in_turn(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
-    turn = itertools.count()
+    choose = _taking_turns()
 
     def call(x: Tensor, A: Tensor, S: Tensor, W: Tensor) -> Tensor:
-        return function(x, W[next(turn) % len(W)])
+        return function(x, choose(W))
 
     return call
 

@@ -14,11 +14,12 @@ constexpr int kDirectMixed = 6;  // rows x' at most: with as many accumulators a
 // Of the cache that rows of S stay in while all mixed rows pass by.
 constexpr index_t kDirectBytes = 24 << 10;
 
-// sums[s][m] += rows of S times mixed rows, which end in zeros up to whole vectors, over terms begin ... end - 1.
+// sums[s][m] += rows of S times mixed rows, which end in zeros up to whole vectors, over terms begin ... end - 1. What
+// lies `ahead` of these rows, unless that is 0, is asked for: the hardware follows a stream only within a page.
 template <int Mixed, class T>
 [[gnu::always_inline]] inline void dot_rows(const T* const (&rows)[kDirectRows], const Factors<T>& w, const T* mixed,
                                             index_t mixed_step, index_t term_length, index_t begin, index_t end,
-                                            Vec<T> (&sums)[kDirectRows][Mixed]) {
+                                            index_t ahead, Vec<T> (&sums)[kDirectRows][Mixed]) {
   const auto step = [&](const T* in, auto&& read) {
     Vec<T> row[kDirectRows];
 #pragma GCC unroll 4
@@ -35,6 +36,10 @@ template <int Mixed, class T>
     const index_t offset = i * w.term_step;
     index_t b = 0;
     for (; b + kLanes<T> <= w.k; b += kLanes<T>) {
+      if (ahead > 0) {
+#pragma GCC unroll 4
+        for (int s = 0; s < kDirectRows; ++s) __builtin_prefetch(rows[s] + offset + b + ahead, 0, 2);
+      }
       step(mixed + b, [&](int s) { return load(rows[s] + offset + b); });
     }
     if (b < w.k) step(mixed + b, [&](int s) { return load_first(rows[s] + offset + b, w.k - b); });
@@ -120,7 +125,8 @@ class DirectProduct {
 #pragma GCC unroll 6
       for (int m = 0; m < Mixed; ++m) sums[s][m] = call.begin > 0 ? call.kept[s * Mixed + m] : Vec<T>{};
     }
-    detail::dot_rows<Mixed>(rows, w_, call.mixed + call.first * step, step, call.length, call.begin, call.end, sums);
+    detail::dot_rows<Mixed>(rows, w_, call.mixed + call.first * step, step, call.length, call.begin, call.end,
+                            call.first == 0 ? tile * w_.row_step : 0, sums);
     if (call.end < w_.terms) {
 #pragma GCC unroll 4
       for (int s = 0; s < tile; ++s) {

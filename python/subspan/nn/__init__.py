@@ -9,6 +9,7 @@ from .membership_loss import MLCLoss
 from .orthogonal import orthogonal
 from .orthogonal_alignment import OrthogonalAlignment
 from .orthogonal_blocks import OrthogonalBlocks
+from .phm import PHMLinear, QuaternionLinear
 from .random_projection import RandomOrthogonalProjection
 from .self_supervised import BarlowLoss, EMPSSLLoss, SimDINOExpansion, TiCoLoss
 from .vne import VNELoss
@@ -25,6 +26,8 @@ __all__ = [
     "MaximalCodingRateReduction",
     "OrthogonalAlignment",
     "OrthogonalBlocks",
+    "PHMLinear",
+    "QuaternionLinear",
     "RandomOrthogonalProjection",
     "SimDINOExpansion",
     "SubspaceAttention",

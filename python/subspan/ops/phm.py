@@ -117,7 +117,7 @@ _linear = _route.register(
 
 def _check_rule(op: str, name: str, A: Any) -> None:
     """At least one term, and matrices that are not empty."""
-    if 0 in tuple(A.shape[-3:]):
+    if 0 in A.shape[-3:]:
         raise ValueError(f"{op}: {name}: expected (*batch, terms, p, q) without a zero, got shape {tuple(A.shape)}")
 
 
@@ -127,19 +127,20 @@ def _check_terms(op: str, name: str, S: Any, A_name: str, A: Any) -> None:
         raise ValueError(f"{op}: {name}: expected {expected}, got shape {tuple(S.shape)}")
 
 
-def _nearest(size: int, parts: int) -> str:
+def nearest(size: int, parts: int) -> str:
     """The sizes next to `size` that `parts` divides."""
     below = size // parts * parts
     return f"{below} and {below + parts} are the nearest" if below else f"{parts} is the least"
 
 
-def check_length(op: str, name: str, array: Any, parts: int, length: int, factors: str) -> None:
+def check_length(op: str, name: str, array: Any, parts: int, length: int, factors: dict[str, Any]) -> None:
     """The last dimension is `parts` blocks of `length` entries."""
     size = array.shape[-1]
     if size == parts * length:
         return
-    expected = f"a last dimension of {parts * length} = {parts} * {length} for {factors}"
-    divided = "" if size % parts == 0 else f", which {parts} does not divide ({_nearest(size, parts)})"
+    sizes = " and ".join(f"{factor} {tuple(value.shape)}" for factor, value in factors.items())
+    expected = f"a last dimension of {parts * length} = {parts} * {length} for {sizes}"
+    divided = "" if size % parts == 0 else f", which {parts} does not divide ({nearest(size, parts)})"
     raise ValueError(f"{op}: {name}: expected {expected}, got {size} in shape {tuple(array.shape)}{divided}")
 
 
@@ -161,6 +162,8 @@ def map_rows(
         arrays = [_check.expand(array, (*batch, *array.shape[-3:])) for array in factors.values()]
         bias = None if bias is None else _check.expand(bias, (*batch, outputs))
         return entry(1, x, *arrays, bias, *parameters)[0]
+    if x.ndim == 2:
+        return entry(1, x, *factors.values(), bias, *parameters)[0]
     rows = x.reshape((math.prod(x.shape[:-1]), x.shape[-1]))
     return entry(1, rows, *factors.values(), bias, *parameters)[0].reshape((*x.shape[:-1], outputs))
 
@@ -281,12 +284,12 @@ def phm_linear(x: Any, A: Any, S: Any, bias: Any = None, *, method: str = "auto"
         _check.matrix(op, name, array, 3)
     _check_rule(op, "A", A)
     _check_terms(op, "S", S, "A", A)
-    factors = f"A {tuple(A.shape)} and S {tuple(S.shape)}"
-    check_length(op, "x", x, A.shape[-1], S.shape[-1], factors)
+    given = {"A": A, "S": S}
+    check_length(op, "x", x, A.shape[-1], S.shape[-1], given)
     if bias is not None:
         _check.same_kind(op, "bias", bias, "x", x)
         _check.matrix(op, "bias", bias, 1)
-        check_length(op, "bias", bias, A.shape[-2], S.shape[-2], factors)
+        check_length(op, "bias", bias, A.shape[-2], S.shape[-2], given)
     compute = _check.COMPUTE_DTYPE[x.dtype]
     rule, A, S = A, _check.cast(A, compute), _check.cast(S, compute)
     bias = None if bias is None else _check.cast(bias, compute)

@@ -126,7 +126,7 @@ def phm_linear_rank1(x: Any, left: Any, right: Any, S: Any, bias: Any = None) ->
     rows = f"(*batch, {terms}, 1, q) for left {tuple(left.shape)}"
     _expect(op, "right", right, tuple(right.shape[-3:-1]) == (terms, 1) and q > 0, rows)
     _expect(op, "S", S, S.shape[-3] == terms, f"as many terms as the {terms} of left {tuple(left.shape)}")
-    sizes = f"left {tuple(left.shape)}, right {tuple(right.shape)} and S {tuple(S.shape)}"
+    sizes = {"left": left, "right": right, "S": S}
     check_length(op, "x", x, q, S.shape[-1], sizes)
     if bias is not None:
         check_length(op, "bias", bias, p, S.shape[-2], sizes)
@@ -186,7 +186,7 @@ def phm_linear_lowrank(x: Any, A: Any, U: Any, V: Any, bias: Any = None) -> Any:
     rank = U.shape[-1]
     _expect(op, "U", U, U.shape[-3] == terms and rank > 0, f"(*batch, {terms}, l, rank) for A {tuple(A.shape)}")
     _expect(op, "V", V, tuple(V.shape[-3:-1]) == (terms, rank), f"(*batch, {terms}, {rank}, k) for U {tuple(U.shape)}")
-    sizes = f"A {tuple(A.shape)}, U {tuple(U.shape)} and V {tuple(V.shape)}"
+    sizes = {"A": A, "U": U, "V": V}
     check_length(op, "x", x, q, V.shape[-1], sizes)
     if bias is not None:
         check_length(op, "bias", bias, p, U.shape[-2], sizes)
