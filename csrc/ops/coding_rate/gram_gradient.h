@@ -23,17 +23,40 @@ struct StoreGradient {
 
   template <int Vectors>
   [[gnu::always_inline]] void operator()(index_t row, index_t column, Vec<T> (&sums)[kTileRows][Vectors]) const {
-    const T coefficient = static_cast<T>(target.coefficient);
+    // Most tiles are whole and of the type computed in: these get loops without questions.
+    const bool whole = row + kTileRows <= rows && column + Vectors * kLanes<T> <= columns;
+    if (std::is_same_v<T, Out> && whole) {
+      target.add ? put_whole<true>(row, column, sums) : put_whole<false>(row, column, sums);
+      return;
+    }
 #pragma GCC unroll 8
     for (int i = 0; i < kTileRows; ++i) {
       if (row + i >= rows) break;
-      const index_t sample = row0 + row + i;
-      const T scale = of.root ? coefficient * of.root[sample] : coefficient;
-      const index_t out_row = of.order ? of.order[sample] : sample;
-      Out* out = static_cast<Out*>(target.data) + out_row * of.features + column0 + column;
+      const T factor = scale(row0 + row + i);
+      Out* out = out_row(row0 + row + i) + column0 + column;
 #pragma GCC unroll 3
       for (int v = 0; v < Vectors; ++v) {
-        put(out + v * kLanes<T>, sums[i][v] * scale, columns - column - v * kLanes<T>);
+        put(out + v * kLanes<T>, sums[i][v] * factor, columns - column - v * kLanes<T>);
+      }
+    }
+  }
+
+  T scale(index_t sample) const {
+    const T coefficient = static_cast<T>(target.coefficient);
+    return of.root ? coefficient * of.root[sample] : coefficient;
+  }
+  Out* out_row(index_t sample) const {
+    return static_cast<Out*>(target.data) + (of.order ? of.order[sample] : sample) * of.features;
+  }
+  template <bool Add, int Vectors>
+  [[gnu::always_inline]] void put_whole(index_t row, index_t column, const Vec<T> (&sums)[kTileRows][Vectors]) const {
+#pragma GCC unroll 8
+    for (int i = 0; i < kTileRows; ++i) {
+      const T factor = scale(row0 + row + i);
+      T* out = reinterpret_cast<T*>(out_row(row0 + row + i)) + column0 + column;
+#pragma GCC unroll 3
+      for (int v = 0; v < Vectors; ++v, out += kLanes<T>) {
+        store(out, Add ? load(out) + sums[i][v] * factor : sums[i][v] * factor);
       }
     }
   }

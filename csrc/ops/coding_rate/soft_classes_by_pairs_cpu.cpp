@@ -34,19 +34,29 @@ struct AddPairs {
 
   template <int Vectors>
   [[gnu::always_inline]] void operator()(index_t row, index_t, Vec<T> (&sums_of)[kTileRows][Vectors]) const {
-    const index_t step = pairs.periodic();
+    // All first features before all second ones: the entries of a sample overlap, and a load that overlaps a recent
+    // store waits for it.
 #pragma GCC unroll 3
     for (int v = 0; v < Vectors; ++v) {
-      if (!panel.present[v]) break;
-      const index_t shift = panel.shift[v];
-      const T* z = rows + row * step + panel.a[v];
-      T* sum = sums + row * step + panel.a[v];
+      if (panel.present[v]) add(row, panel.a[v], panel.shift[v], sums_of, v);
+    }
+#pragma GCC unroll 3
+    for (int v = 0; v < Vectors; ++v) {
+      if (panel.present[v] && panel.twice[v]) add(row, panel.a[v] + panel.shift[v], -panel.shift[v], sums_of, v);
+    }
+  }
+
+  // To the features from `to` on, of each sample of the tile, those `shift` further times vector v.
+  template <int Vectors>
+  [[gnu::always_inline]] void add(index_t row, index_t to, index_t shift, const Vec<T> (&sums_of)[kTileRows][Vectors],
+                                  int v) const {
+    const index_t step = pairs.periodic();
+    const T* z = rows + row * step + to + shift;
+    T* sum = sums + row * step + to;
 #pragma GCC unroll 8
-      for (int i = 0; i < kTileRows; ++i, z += step, sum += step) {
-        if (row + i >= samples) break;
-        store(sum, load(sum) + sums_of[i][v] * load(z + shift));
-        if (panel.twice[v]) store(sum + shift, load(sum + shift) + sums_of[i][v] * load(z));
-      }
+    for (int i = 0; i < kTileRows; ++i, z += step, sum += step) {
+      if (row + i >= samples) break;
+      store(sum, load(sum) + sums_of[i][v] * load(z));
     }
   }
 };
