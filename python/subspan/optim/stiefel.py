@@ -289,6 +289,9 @@ class StiefelAdam(_StiefelDescent):
 
     Cost:
         As ``StiefelSGD``, with 2 n k^2 flops more for each frame.
+        Where gradients are nearly normal to the manifold, near an optimum, m / v^1/2 times the rate stands for a long
+        vector of which little is tangent. With L its length before the projection, a step then leaves X orthonormal to
+        L^2 roundings of float64, which the next step takes out again.
 
     Source:
         Becigneul, Ganea 2019, Riemannian Adaptive Optimization Methods. Replaces ``geoopt.optim.RiemannianAdam`` on
