@@ -196,7 +196,7 @@ class StiefelSGD(_StiefelDescent):
     ...     optimiser.zero_grad()
     ...     (X.mT @ A @ X).trace().backward()
     ...     optimiser.step()
-    >>> print(round(float((X.mT @ A @ X).trace()), 4))
+    >>> print(round((X.mT @ A @ X).trace().item(), 4))
     7.0
     """
 
@@ -305,7 +305,7 @@ class StiefelAdam(_StiefelDescent):
     ...     optimiser.zero_grad()
     ...     (X.mT @ A @ X).trace().backward()
     ...     optimiser.step()
-    >>> print(round(float((X.mT @ A @ X).trace()), 3))
+    >>> print(round((X.mT @ A @ X).trace().item(), 3))
     7.0
     """
 
