@@ -196,7 +196,7 @@ class StiefelSGD(_StiefelDescent):
     ...     optimiser.zero_grad()
     ...     (X.mT @ A @ X).trace().backward()
     ...     optimiser.step()
-    >>> print(round(float((X.mT @ A @ X).trace()), 4))
+    >>> print(round((X.mT @ A @ X).trace().item(), 4))
     7.0
     """
 
@@ -289,6 +289,9 @@ class StiefelAdam(_StiefelDescent):
 
     Cost:
         As ``StiefelSGD``, with 2 n k^2 flops more for each frame.
+        Where gradients are nearly normal to the manifold, near an optimum, m / v^1/2 times the rate stands for a long
+        vector of which little is tangent. With L its length before the projection, a step then leaves X orthonormal to
+        L^2 roundings of float64, which the next step takes out again.
 
     Source:
         Becigneul, Ganea 2019, Riemannian Adaptive Optimization Methods. Replaces ``geoopt.optim.RiemannianAdam`` on
@@ -302,7 +305,7 @@ class StiefelAdam(_StiefelDescent):
     ...     optimiser.zero_grad()
     ...     (X.mT @ A @ X).trace().backward()
     ...     optimiser.step()
-    >>> print(round(float((X.mT @ A @ X).trace()), 3))
+    >>> print(round((X.mT @ A @ X).trace().item(), 3))
     7.0
     """
 
