@@ -1,3 +1,5 @@
+#include <iterator>
+
 #include "core/dispatch.h"
 #include "ops/coding_rate/covariance_contrast.h"
 #include "ops/coding_rate/gram_gradient.h"

@@ -1,5 +1,7 @@
 // Solves gram problems: the four steps of gram_problem.h, for one item and a team of threads.
 #pragma once
+#include <iterator>
+
 #include "core/row_dots.h"
 #include "ops/coding_rate/gram_factor.h"
 #include "ops/coding_rate/gram_gradient.h"

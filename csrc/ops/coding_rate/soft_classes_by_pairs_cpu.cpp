@@ -34,8 +34,8 @@ struct AddPairs {
 
   template <int Vectors>
   [[gnu::always_inline]] void operator()(index_t row, index_t, Vec<T> (&sums_of)[kTileRows][Vectors]) const {
-    // All first features before all second ones: the entries of a sample overlap, and a load that overlaps a recent
-    // store waits for it.
+    // All first features before all second ones: the entries of a sample overlap, and so loads and stores of the same
+    // ones are further apart.
 #pragma GCC unroll 3
     for (int v = 0; v < Vectors; ++v) {
       if (panel.present[v]) add(row, panel.a[v], panel.shift[v], sums_of, v);
