@@ -147,6 +147,9 @@ def orthogonal(
     base of a matrix that is not square is completed without random numbers; square matrices have the map "cayley"
     unless another is asked for.
 
+    The base of a half-precision weight is kept in float32; a module that is cast later casts its base too, and is then
+    orthogonal to half precision only.
+
     Args:
         module: with the parameter or buffer; changed in place.
         name: of it: a matrix, or (\*batch, m, n); float64, float32, float16 or bfloat16, the latter two computed in
