@@ -1,16 +1,9 @@
-#include "core/dispatch.h"
-#include "core/small_matrix/gauss_jordan.h"
-#include "core/small_matrix/interleave.h"
-#include "ops/orthogonal/cayley.h"
+#include "ops/orthogonal/cayley_items.h"
 
 namespace subspan {
 namespace {
 
-// What A is: K is its skew part; K lies below its diagonal, and nothing else counts; K / 2 above the diagonal, packed.
-enum class Given { kSquare, kTriangle, kPacked };
-
-index_t packed_count(index_t size) { return size * (size - 1) / 2; }
-index_t packed_row(index_t size, index_t row) { return row * (2 * size - row - 1) / 2; }
+using namespace cayley_items;
 
 template <class T>
 struct Call {
@@ -22,13 +15,6 @@ struct Call {
   const TensorView* base = nullptr;  // what Q is multiplied by
   T* turned = nullptr;               // base W
 };
-
-// The largest matrices that lie side by side in SIMD lanes. Measured on AVX-512: lanes share the latency of the pivots,
-// while plain products are better where vectors lie along rows.
-constexpr index_t kInterleavedInverse = 64, kInterleavedProducts = 16;
-// A team waits at three barriers for every block of pivots: what one matrix must cost for that, in the unit of
-// useful_threads.
-constexpr double kSharedBetween = 64;
 
 // Without row exchanges the rest of the matrix can grow to the square of the norm of K, and rounding errors with it. A
 // step of Newton's method, W + W (I - M W), squares the error: how many follow a matrix of this norm, largest sum of
@@ -142,20 +128,6 @@ void interleaved(const Call<T>& call, index_t index) {
 }
 
 // --- one matrix, for a team -------------------------------------------------------------------------------------
-
-// Pairs (i, j), j < i, in square blocks, whose transposes stay in the cache; the blocks of some rows belong to each
-// member of a team.
-template <class Body>
-void each_pair(index_t size, Team team, Body&& body) {
-  constexpr index_t block = 16;
-  for (index_t top = team.rank() * block; top < size; top += team.size() * block) {
-    for (index_t left = 0; left <= top; left += block) {
-      for (index_t i = top; i < std::min(top + block, size); ++i) {
-        for (index_t j = left; j < std::min(left + block, i); ++j) body(i, j);
-      }
-    }
-  }
-}
 
 // As load_lanes; gives the norm.
 template <class T, class Out>
@@ -290,115 +262,6 @@ void padded(const Call<Out>& call, index_t item, int threads) {
   }
 }
 
-// --- the gradient -----------------------------------------------------------------------------------------------
-
-template <class T>
-struct GradientCall {
-  const TensorView& W;
-  const TensorView& G;
-  T* d_A;
-  index_t size, items;
-  Given given = Given::kSquare;
-  const TensorView* turned = nullptr;
-
-  // d K_ij of d A, for every pair once.
-  T factor() const { return given == Given::kSquare ? T(0.5) : given == Given::kTriangle ? T(1) : T(-2); }
-
-  const TensorView& first() const { return turned ? *turned : W; }  // of S = first^T G W^T
-};
-
-template <class T>
-void gradient_interleaved(const GradientCall<T>& call, index_t index) {
-  const LaneGroup<T> group(index, call.items);
-  const index_t size = call.size, entries = size * size;
-  Workspace workspace;
-  const LaneMatrix<T> W{workspace.take<Vec<T>>(entries), size, 1}, G{workspace.take<Vec<T>>(entries), size, 1},
-      P{workspace.take<Vec<T>>(entries), size, 1};
-  interleave<T>(call.first(), group, W.data, size, 1);
-  interleave<T>(call.G, group, G.data, size, 1);
-  multiply_interleaved(G.transposed(), size, W, size, size,
-                       [&](index_t i, index_t j, Vec<T> sum) { P(i, j) = sum * call.factor(); });
-  if (call.turned) interleave<T>(call.W, group, W.data, size, 1);
-  multiply_interleaved(W, size, P, size, size, [&](index_t i, index_t j, Vec<T> sum) { G(i, j) = sum; });  // S^T
-  if (call.given == Given::kPacked) {
-    Vec<T>* entry = P.data;
-    for (index_t j = 0; j < size; ++j) {
-      for (index_t i = j + 1; i < size; ++i) *entry++ = G(j, i) - G(i, j);
-    }
-    return deinterleave<T>(P.data, 0, 1, group, 1, packed_count(size), call.d_A);
-  }
-  for (index_t i = 0; i < size; ++i) {
-    G(i, i) -= G(i, i);
-    for (index_t j = 0; j < i; ++j) {
-      const Vec<T> entry = G(j, i) - G(i, j);
-      G(j, i) = call.given == Given::kTriangle ? entry * 0 : -entry;  // NaN where the item is
-      G(i, j) = entry;
-    }
-  }
-  deinterleave<T>(G.data, size, 1, group, size, size, call.d_A);
-}
-
-template <class T>
-void gradient_padded(const GradientCall<T>& call, index_t item, int threads) {
-  const index_t size = call.size;
-  Workspace workspace;
-  const auto W = PaddedSquare<T>::take(size, workspace), P = PaddedSquare<T>::take(size, workspace),
-             S = PaddedSquare<T>::take(size, workspace);
-  const T* left = static_cast<const T*>(batch_item(call.G, 2, item));
-  index_t left_row = call.G.step(-1), left_column = call.G.step(-2);  // of G^T
-  const bool whole = size % kTileRows == 0;
-  if (!whole) left = S.data, left_row = 1, left_column = S.step;
-  const bool packed = call.given == Given::kPacked;
-  T* d_A = call.d_A + item * (packed ? packed_count(size) : size * size);
-  parallel_team(threads, [&](Team team) {
-    const auto copy = [&](const TensorView& view, const PaddedSquare<T>& to) {
-      const Rows<T> from(batch_item(view, 2, item), view.dtype, view.step(-2), view.step(-1));
-      for (index_t i = team.rank(); i < size; i += team.size()) {
-        const T* in = from.read(i, 0, size, to.row(i));
-        if (in != to.row(i)) std::copy_n(in, size, to.row(i));
-      }
-    };
-    copy(call.first(), W);
-    if (!whole) copy(call.G, S);  // otherwise it is read where it lies
-    team.barrier();
-    multiply_into(P, left, left_row, left_column, W, Update::kStore, team);
-    team.barrier();
-    if (call.turned) copy(call.W, W);
-    team.barrier();
-    multiply_into(S, W.data, W.step, 1, P, Update::kStore, team);
-    team.barrier();
-    const T factor = call.factor();
-    if (packed) {
-      for (index_t i = team.rank(); i < size; i += team.size()) {
-        T* row = d_A + packed_row(size, i) - i - 1;
-        for (index_t j = i + 1; j < size; ++j) row[j] = (S.row(i)[j] - S.row(j)[i]) * factor;
-      }
-      return;
-    }
-    each_pair(size, team, [&](index_t i, index_t j) {
-      const T entry = (S.row(j)[i] - S.row(i)[j]) * factor;
-      d_A[i * size + j] = entry;
-      d_A[j * size + i] = call.given == Given::kTriangle ? entry * 0 : -entry;  // NaN where the item is
-    });
-    for (index_t i = team.rank(); i < size; i += team.size()) d_A[i * size + i] = S.row(i)[i] - S.row(i)[i];
-  });
-}
-
-// interleaved(group) or padded(item, threads) for all items: matrices lie side by side in SIMD lanes up to the size
-// `most`, provided there are enough to fill them.
-template <class T, class Interleaved, class Padded>
-void each_item(index_t size, index_t most, index_t items, double flops, int threads, Interleaved&& interleaved,
-               Padded&& padded) {
-  const int useful = useful_threads(flops * static_cast<double>(items), threads);
-  if (size <= kTinyPivots || (size <= most && 4 * items >= kLanes<T>)) {
-    parallel_for(lane_groups<T>(items), useful, interleaved);
-  } else if (items >= threads) {
-    parallel_for(items, useful, [&](index_t item) { padded(item, 1); });
-  } else {
-    for (index_t item = 0; item < items; ++item) padded(item, useful_threads(flops / kSharedBetween, threads));
-  }
-}
-
 template <class T>
 void run(const Call<T>& call, int threads) {
   const double size = static_cast<double>(call.size);
@@ -406,15 +269,6 @@ void run(const Call<T>& call, int threads) {
       call.size, kInterleavedInverse, call.items, (call.base ? 4 : 2) * size * size * size, threads,
       [&](index_t group) { interleaved(call, group); },
       [&](index_t item, int useful) { padded<T>(call, item, useful); });
-}
-
-template <class T>
-void run_gradient(const GradientCall<T>& call, int threads) {
-  const double size = static_cast<double>(call.size);
-  each_item<T>(
-      call.size, kInterleavedProducts, call.items, 4 * size * size * size, threads,
-      [&](index_t group) { gradient_interleaved(call, group); },
-      [&](index_t item, int useful) { gradient_padded(call, item, useful); });
 }
 
 template <class T>
@@ -444,36 +298,11 @@ void cayley_of_triangle_cpu(const CayleyOfTriangle& in, const TensorView& Q, con
   });
 }
 
-void cayley_gradient_cpu(const TensorView& W, const TensorView& G, const TensorView& d_A, int threads) {
-  if (W.numel() == 0) return;
-  dispatch_float(W.dtype, "cayley_gradient", [&](auto tag) {
-    using T = typename decltype(tag)::type;
-    run_gradient(GradientCall<T>{W, G, d_A.ptr<T>(), W.size(-1), batch_count(W, 2)}, threads);
-  });
-}
-
-void cayley_of_triangle_gradient_cpu(const TensorView& W, const TensorView* turned, const TensorView& G,
-                                     const TensorView& d_A, int threads) {
-  if (W.numel() == 0) return;
-  dispatch_float(W.dtype, "cayley_gradient", [&](auto tag) {
-    using T = typename decltype(tag)::type;
-    run_gradient(GradientCall<T>{W, G, d_A.ptr<T>(), W.size(-1), batch_count(W, 2), Given::kTriangle, turned}, threads);
-  });
-}
-
 void cayley_of_packed_cpu(const TensorView& a, const TensorView& Q, const TensorView* W, int threads) {
   if (Q.numel() == 0) return;
   dispatch_float(compute_dtype(a.dtype), "cayley", [&](auto tag) {
     using T = typename decltype(tag)::type;
     run(Call<T>{a, Q.ptr<T>(), entries<T>(W), Q.size(-1), batch_count(a, 2), Given::kPacked}, threads);
-  });
-}
-
-void cayley_of_packed_gradient_cpu(const TensorView& W, const TensorView& G, const TensorView& d_a, int threads) {
-  if (d_a.numel() == 0) return;
-  dispatch_float(W.dtype, "cayley_gradient", [&](auto tag) {
-    using T = typename decltype(tag)::type;
-    run_gradient(GradientCall<T>{W, G, d_a.ptr<T>(), W.size(-1), batch_count(W, 2), Given::kPacked}, threads);
   });
 }
 

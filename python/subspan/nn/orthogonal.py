@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 from .. import _check
 from ..composite.factor import result_dtype
 from ..ops.dense import affine_product
-from ..ops.householder import householder_product, householder_vectors
+from ..ops.householder import householder_product
 from ..ops.orthonormalize import orthonormalize
 from ..ops.skew import cayley_of_triangle, skew_expm
 
@@ -119,7 +119,8 @@ def completed(columns: Tensor) -> Tensor:
     length, count = columns.shape[-2:]
     if length == count:
         return columns
-    whole = householder_product(householder_vectors(columns), columns=length)
+    vectors, tau = torch.geqrf(columns)
+    whole = householder_product(vectors, tau, columns=length, lapack=True)
     return torch.cat([columns, whole[..., count:]], -1)
 
 
