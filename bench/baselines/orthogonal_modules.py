@@ -23,6 +23,16 @@ def gan_layer(U: Tensor, V: Tensor, scales: Tensor, x: Tensor) -> Tensor:
     return linear(x, gan_weight(U, V, scales))
 
 
+def hra_layer(vectors: Tensor, weight: Tensor, x: Tensor) -> Tensor:
+    """PEFT's HRA: the chain as a matrix, one reflection after the other, then its product with the frozen weight."""
+    unit = vectors / vectors.norm(dim=0)
+    chain = torch.eye(len(vectors), dtype=vectors.dtype, device=vectors.device)
+    for j in range(vectors.shape[1]):
+        u = unit[:, j : j + 1]
+        chain = chain - 2 * chain @ u @ u.mT
+    return linear(x, weight @ chain)
+
+
 def skew_of_packed(a: Tensor, size: int) -> Tensor:
     """The skew matrices whose entries above the diagonal are a, as PEFT's OFT forms them."""
     rows, columns = torch.triu_indices(size, size, 1, device=a.device)

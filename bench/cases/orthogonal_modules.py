@@ -18,6 +18,7 @@ from torch import Tensor
 from baselines import householder as reflectors
 from baselines import orthogonal_modules as baseline
 from harness.case import PEER, PLAIN, SUBSPAN, Bar, Case, Variant
+from subspan import householder_apply
 from subspan.nn.householder import projected
 from subspan.nn.orthogonal import Orthogonal
 from subspan.ops.skew import cayley_of_packed
@@ -150,6 +151,43 @@ def linear(features: int, rank: int, rows: int) -> Case:
     )
 
 
+def adapter(features: int, r: int, rows: int) -> Case:
+    """A frozen square layer behind a chain of reflections, with gradients to the vectors and to x."""
+
+    def inputs(seed: int, device: str) -> tuple[Tensor, ...]:
+        return _normal((features, r), (rows, features))(seed, device)
+
+    def frozen(like: Tensor) -> Tensor:
+        if like.dtype not in weights:
+            normal = torch.randn(features, features, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+            weights[like.dtype] = (normal / features**0.5).to(like)
+        return weights[like.dtype]
+
+    weights: dict[torch.dtype, Tensor] = {}
+
+    def ours(vectors: Tensor, x: Tensor) -> Tensor:
+        turned = householder_apply(vectors, x, side="right", transpose=True)
+        return torch.nn.functional.linear(turned, frozen(x))
+
+    def by_wy(vectors: Tensor, x: Tensor) -> Tensor:
+        return torch.nn.functional.linear(reflectors.wy_apply(vectors, x.mT).mT, frozen(x))
+
+    return Case(
+        name=f"HouseholderAdapter {features}→{features}, r {r}, on {rows} rows",
+        op="nn.HouseholderAdapter",
+        make_inputs=inputs,
+        variants=(
+            Variant(PEER, "PEFT, HRA", weighted(lambda vectors, x: baseline.hra_layer(vectors, frozen(x), x))),
+            Variant(PLAIN, "compact WY", weighted(by_wy)),
+            Variant(SUBSPAN, "subspan", weighted(ours)),
+        ),
+        reference=weighted(lambda vectors, x: baseline.hra_layer(vectors, frozen(x), x)),
+        flops=12 * features * r * rows + 3 * features * r**2 + 4 * features**2 * rows,
+        bytes=FLOAT * (features**2 + 6 * rows * features + 2 * features * r),
+        source="PEFT, HRA",
+    )
+
+
 def blocks(count: int, size: int, bars: tuple[Bar, ...]) -> Case:
     def inputs(seed: int, device: str) -> tuple[Tensor, ...]:
         a = torch.randn(count, size * (size - 1) // 2, generator=torch.Generator().manual_seed(seed))
@@ -181,5 +219,6 @@ CASES = (
     ),
     parametrization("cayley", 64, 64, 8 * 64**3, ("householder", "matrix_exp")),
     linear(512, 10, 64),
+    adapter(1024, 8, 128),
     blocks(2867, 32, (Bar(PLAIN, 8, "solve"),)),
 )

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 from .. import _check
 from ..composite.factor import result_dtype
 from ..ops.dense import affine_product
-from ..ops.householder import householder_product, householder_vectors
+from ..ops.householder import householder_product
 from ..ops.orthonormalize import orthonormalize
 from ..ops.skew import cayley_of_triangle, skew_expm
 
@@ -119,7 +119,8 @@ def completed(columns: Tensor) -> Tensor:
     length, count = columns.shape[-2:]
     if length == count:
         return columns
-    whole = householder_product(householder_vectors(columns), columns=length)
+    vectors, tau = torch.geqrf(columns)
+    whole = householder_product(vectors, tau, columns=length, lapack=True)
     return torch.cat([columns, whole[..., count:]], -1)
 
 
@@ -146,6 +147,9 @@ def orthogonal(
     keeps them on the diagonal of X and converts them to integers: the first step with weight decay makes W zero); the
     base of a matrix that is not square is completed without random numbers; square matrices have the map "cayley"
     unless another is asked for.
+
+    The base of a half-precision weight is kept in float32; a module that is cast later casts its base too, and is then
+    orthogonal to half precision only.
 
     Args:
         module: with the parameter or buffer; changed in place.
