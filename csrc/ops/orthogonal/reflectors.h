@@ -338,6 +338,17 @@ class Strip {
     template <int Vectors>
     [[gnu::always_inline]] void operator()(index_t row, index_t, Vec<T> (&sums)[kTileRows][Vectors]) const {
       const index_t present = std::min<index_t>(kTileRows, rows - row);
+      if (data && present == kTileRows && count >= Vectors * kLanes<T>) {  // most tiles: they stay in registers
+        const T* from = data + row * width;
+        T* target = to + row * step;
+#pragma GCC unroll 8
+        for (int i = 0; i < kTileRows; ++i, from += width, target += step) {
+#pragma GCC unroll 3
+          for (int v = 0; v < Vectors; ++v)
+            store(target + v * kLanes<T>, subspan::load(from + v * kLanes<T>) + sums[i][v]);
+        }
+        return;
+      }
       for (index_t i = 0; i < present; ++i) {
         T* target = to + (row + i) * step;
         for (int v = 0; v < Vectors; ++v) {
