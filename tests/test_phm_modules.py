@@ -66,3 +66,15 @@ def test_weights_start_with_the_variance_of_a_linear_layer(rule: str) -> None:
 def test_wrong_arguments(arguments: tuple[int, int, int], rule: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PHMLinear(*arguments, rule=rule)
+
+
+@pytest.mark.parametrize("rule", ["learned", "quaternion"])
+def test_type_and_device(rule: str) -> None:
+    layer = PHMLinear(8, 12, 4, rule=rule, dtype=torch.float64)
+    assert {tensor.dtype for tensor in layer.state_dict().values()} == {torch.float64}
+    later = PHMLinear(8, 12, 4, rule=rule, device="meta").to_empty(device="cpu")
+    later.reset_parameters()
+    assert (later.A.abs() <= 3**0.5).all() and later(torch.ones(2, 8)).isfinite().all()
+    if rule != "learned":
+        torch.testing.assert_close(later.A.double(), layer.A)
+    assert QuaternionLinear(8, 12, dtype=torch.float64)(torch.ones(2, 8).double()).dtype == torch.float64

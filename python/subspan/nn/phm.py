@@ -28,6 +28,7 @@ class PHMLinear(torch.nn.Module):
         bias: whether there is a b.
         rule: "learned" for a parameter ``A``, or the name of an :func:`subspan.algebra`, whose rule is a buffer ``A``.
             Either way W starts with the variance that ``torch.nn.Linear`` has.
+        device, dtype: of the parameters.
 
     Raises:
         TypeError, ValueError: an unknown rule, sizes that n does not divide, a dimension that the algebra lacks.
@@ -47,7 +48,15 @@ class PHMLinear(torch.nn.Module):
     bias: Tensor | None
 
     def __init__(
-        self, in_features: int, out_features: int, n: int, bias: bool = True, *, rule: str = "learned"
+        self,
+        in_features: int,
+        out_features: int,
+        n: int,
+        bias: bool = True,
+        *,
+        rule: str = "learned",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         op = type(self).__name__
@@ -58,20 +67,29 @@ class PHMLinear(torch.nn.Module):
         for name, size in (("in_features", in_features), ("out_features", out_features)):
             if size % n:
                 raise ValueError(f"{op}: {name}: expected a multiple of n = {n}, got {size} ({nearest(size, n)})")
+
+        def parameter(*shape: int) -> torch.nn.Parameter:
+            return torch.nn.Parameter(torch.empty(*shape, device=device, dtype=dtype))
+
         if rule == "learned":
-            self.A = torch.nn.Parameter(torch.empty(n, n, n))
+            self.A = parameter(n, n, n)
         else:
-            self.register_buffer("A", torch.from_numpy(algebra(rule, n)).to(torch.get_default_dtype()))
-        self.S = torch.nn.Parameter(torch.empty(n, out_features // n, in_features // n))
-        self.register_parameter("bias", torch.nn.Parameter(torch.empty(out_features)) if bias else None)
+            algebra(rule, n)  # that it exists
+            self.register_buffer("A", torch.empty(n, n, n, device=device, dtype=dtype))
+        self.S = parameter(n, out_features // n, in_features // n)
+        self.register_parameter("bias", parameter(out_features) if bias else None)
         self.frozen = False
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Entries of W with variance 1 / (3 in_features), as torch.nn.Linear has them, and its bias."""
+        if self.S.is_meta:
+            return
         with torch.no_grad():
             if self.rule == "learned":
                 self.A.uniform_(-1, 1).mul_(math.sqrt(3 / self.n))  # sums over i of A_i[p, q]^2 are 1 on average
+            else:
+                self.A.copy_(torch.from_numpy(algebra(self.rule, self.n)))
             strength = self.A.square().sum().item() / self.n**2
             limit = 1 / math.sqrt(self.in_features * max(strength, torch.finfo(self.A.dtype).tiny))
             self.S.uniform_(-limit, limit)
@@ -122,6 +140,7 @@ class QuaternionLinear(PHMLinear):
         in_features: length of the rows of x, a multiple of 4.
         out_features: length of the rows of y, a multiple of 4.
         bias: whether there is a b.
+        device, dtype: of the parameters.
 
     Raises:
         TypeError, ValueError: sizes that 4 does not divide.
@@ -136,5 +155,13 @@ class QuaternionLinear(PHMLinear):
     True
     """
 
-    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
-        super().__init__(in_features, out_features, 4, bias, rule="quaternion")
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, 4, bias, rule="quaternion", device=device, dtype=dtype)
