@@ -11,9 +11,9 @@ namespace subspan {
 
 constexpr std::size_t kHugePage = std::size_t{2} << 20;
 
-// A C library may keep smaller blocks, and their pages, after they are freed. glibc does not keep those above 32 MB, nor
-// what is free at the end of its memory and more than twice the largest block that was: the results of one or two calls.
-// Where pages are kept already, the wish costs a microsecond.
+// A C library may keep smaller blocks, and their pages, after they are freed. glibc does not keep those above 32 MB,
+// nor what is free at the end of its memory and more than twice the largest block that was: the results of one or two
+// calls. Where pages are kept already, the wish costs a microsecond.
 constexpr std::size_t kFreshBytes = std::size_t{4} << 20;
 
 // Asks for huge pages in an array that will be written whole. A wish: where it is not granted, nothing changes.

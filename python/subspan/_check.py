@@ -63,9 +63,9 @@ def array_like(op: str, name: str, array: Any) -> None:
 def same_kind(op: str, name: str, array: Any, other_name: str, other: Any) -> None:
     """Both arrays of one library and on one device."""
     kind = type(array)
-    if kind is type(other) and kind in _USUAL:  # as in `matrix`
-        if kind is np.ndarray or (array.layout is _STRIDED and array.device == other.device):
-            return
+    usual = kind is type(other) and kind in _USUAL  # as in `matrix`
+    if usual and (kind is np.ndarray or (array.layout is _STRIDED and array.device == other.device)):
+        return
     array_like(op, name, array)
     if is_torch(array) != is_torch(other) or is_cupy(array) != is_cupy(other):
         raise TypeError(
