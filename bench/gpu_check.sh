@@ -43,7 +43,7 @@ build() {
   if [[ -n $wheel ]]; then
     "$python" -m pip install "${options[@]}" "$wheel"
   else
-    "$python" -m pip install "${options[@]}" --no-build-isolation -C cmake.define.SUBSPAN_CUDA=ON .
+    "$python" -m pip install "${options[@]}" --no-build-isolation --config-settings=cmake.define.SUBSPAN_CUDA=ON .
   fi
   # From elsewhere, so that the installed package answers and not a folder of this tree.
   (cd / && "$python" -m subspan.info)

@@ -174,12 +174,13 @@ def test_temporaries_live_long_enough(op: Op) -> None:
 # --- the compiled functions ---
 
 
-Call = tuple[Callable[..., None], list[Any]]
+Call = tuple[Callable[..., None], list[Any], int]
 
 
 @functools.cache
 def kernel_calls(op: Op) -> list[Call]:
-    """Valid calls of the compiled functions behind an op: with everything that backward needs, and with values only."""
+    """Valid calls of the compiled functions behind an op: with everything that backward needs, and with values only.
+    The number is that of the arguments which are inputs."""
     calls = []
     for registered, (args, _) in library_calls(op, op.sample(torch.float32)).items():
         row = next(row for row in _route.OPS.values() if row.op is registered)
@@ -188,8 +189,8 @@ def kernel_calls(op: Op) -> list[Call]:
         shapes = zip(row.shapes(*args), row.outputs, strict=True)
         outputs = [torch.zeros(s, dtype=torch.int32 if kind == "int32" else torch.float32) for s, kind in shapes]
         saved = [None if shape is None else torch.zeros(shape) for shape in row.shapes_of_saved(*args)]
-        calls.append((row.kernel, [*tensors, *outputs, *saved, *parameters, 2]))
-        calls.append((row.kernel, [*tensors, *outputs, *(None,) * len(saved), *parameters, 2]))
+        calls.append((row.kernel, [*tensors, *outputs, *saved, *parameters, 2], arity))
+        calls.append((row.kernel, [*tensors, *outputs, *(None,) * len(saved), *parameters, 2], arity))
     return calls
 
 
@@ -198,7 +199,7 @@ def test_recorded_calls_are_valid(op: Op) -> None:
     """What the tests below distort is right before it is distorted."""
     calls = kernel_calls(op)
     assert calls
-    for kernel, arguments in calls:
+    for kernel, arguments, _ in calls:
         kernel(*arguments)
 
 
@@ -258,9 +259,9 @@ def hostile() -> strategies.SearchStrategy[Any]:
 @hypothesis.given(data=strategies.data())
 def test_compiled_functions_survive_anything(op: Op, data: strategies.DataObject) -> None:
     """One or two arguments of a valid call are replaced: an exception or a result, and no input is written."""
-    kernel, arguments = data.draw(strategies.sampled_from(kernel_calls(op)), label="call")
+    kernel, arguments, arity = data.draw(strategies.sampled_from(kernel_calls(op)), label="call")
     changed = list(arguments)
-    inputs = [array for array in arguments[: len(op.arrays)] if isinstance(array, torch.Tensor)]
+    inputs = [array for array in arguments[:arity] if isinstance(array, torch.Tensor)]
     before = [bytes_of(array) for array in inputs]
     positions = strategies.integers(0, len(arguments) - 2)  # the last is the number of threads
     for i in data.draw(strategies.lists(positions, min_size=1, max_size=2, unique=True), label="positions"):
@@ -275,7 +276,7 @@ def test_compiled_functions_survive_anything(op: Op, data: strategies.DataObject
 @every_op
 def test_compiled_functions_refuse_tensors_without_memory(op: Op) -> None:
     """Fake and meta tensors carry a null pointer."""
-    for kernel, arguments in kernel_calls(op):
+    for kernel, arguments, _ in kernel_calls(op):
         for i, argument in enumerate(arguments):
             if isinstance(argument, torch.Tensor):
                 for empty in (fake_tensor(*argument.shape), torch.empty_like(argument, device="meta")):

@@ -68,7 +68,7 @@ def build(target: Path) -> None:
     options = ["cmake.define.SUBSPAN_SANITIZE=ON", "cmake.define.SUBSPAN_EMULATOR=ON", "cmake.define.SUBSPAN_CUDA=OFF"]
     options += ["cmake.define.SUBSPAN_CPU_LEVELS=native", "build-dir=build/sanitized", "install.strip=false"]
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-build-isolation", "--no-deps"]
-    command += ["--target", str(target), *(part for option in options for part in ("-C", option)), str(REPOSITORY)]
+    command += ["--target", str(target), *(f"--config-settings={option}" for option in options), str(REPOSITORY)]
     built = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
     assert built.returncode == 0, built.stdout[-4000:] + built.stderr[-4000:]
 

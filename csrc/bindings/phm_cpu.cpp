@@ -64,8 +64,8 @@ void bind_linear(py::module_& m) {
 void bind_rank(py::module_& m) {
   m.def("phm_rank", [](py::handle x, py::handle P, py::handle V, py::handle U, py::handle S, py::handle bias,
                        py::handle y, bool transposed, int threads) {
-    constexpr const char* op = "phm_rank";
-    const ArrayArg in(x, op, "x"), outer(P, op, "P"), inner(V, op, "V"), s(S, op, "S");
+    const char* op = U.is_none() ? "phm_linear_rank1" : "phm_linear";  // who calls
+    const ArrayArg in(x, op, "x"), outer(P, op, "left"), inner(V, op, "right"), s(S, op, "S");
     const OptionalArrayArg terms(U, op, "U"), added(bias, op, "bias");
     const OutputArg out(y, op, "y");
     check_phm_rank(in.view(), outer.view(), inner.view(), terms.view(), s.view(), added.view(), out.view(), transposed,
