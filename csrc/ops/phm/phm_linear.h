@@ -38,8 +38,9 @@ inline void check_phm_linear_gradient(const TensorView& x, const TensorView& A, 
   check_input(x, 2, device, op, "x");
   CHECK(is_float(x.dtype), op, ": x: expected a floating point array");
   const DType dtype = compute_dtype(x.dtype);
-  const std::int64_t items = batch_count(x, 2), outputs = A.size(-2) * S.size(-2);
+  const std::int64_t items = batch_count(x, 2);
   check_phm_factors(A, S, dtype, items, device, op);
+  const std::int64_t outputs = A.size(-2) * S.size(-2);
   check_input(dy, 2, device, op, "dy");
   CHECK(x.size(-1) == A.size(-1) * S.size(-1), op, ": x: expected rows as long as those of W");
   CHECK(dy.dtype == dtype && dy.size(-1) == outputs && dy.size(-2) == x.size(-2) && batch_count(dy, 2) == items, op,

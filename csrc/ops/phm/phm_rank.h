@@ -19,10 +19,10 @@ inline void check_phm_rank(const TensorView& x, const TensorView& P, const Tenso
   const DType dtype = compute_dtype(x.dtype);
   const std::int64_t items = batch_count(x, 2);
   check_input(S, 3, device, op, "S");
+  if (U) check_input(*U, 2, device, op, "U");
   const std::int64_t rank = U ? U->size(-1) : S.size(-3);
   CHECK(S.dtype == dtype && batch_count(S, 3) == items && S.size(-3) > 0, op, ": S: expected matrices of each item");
   if (U) {
-    check_input(*U, 2, device, op, "U");
     CHECK(U->dtype == dtype && batch_count(*U, 2) == items && U->size(-2) == S.size(-3) && rank > 0, op,
           ": U: expected a row for each term");
   }
