@@ -194,11 +194,24 @@ def describe(device: str, threads: int) -> dict[str, str]:
 
 
 def _cpu_name() -> str:
+    """With family and model: the name that a hypervisor passes on seldom tells one generation from the next."""
     try:
-        names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+        text = Path("/proc/cpuinfo").read_text()
     except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()
+        text = ""
+    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in text.splitlines())}
+    if "model name" not in facts:
+        return platform.processor() or platform.machine()
+    family, model = facts.get("cpu family", "unknown"), facts.get("model", "unknown")
+    details = [_microarchitecture(facts), f"family {family}", f"model {model}"]
+    return f"{facts['model name']} ({', '.join(filter(None, details))})"
+
+
+def _microarchitecture(facts: dict[str, str]) -> str:
+    if facts.get("vendor_id") != "AuthenticAMD":
+        return ""
+    wide = "avx512f" in facts.get("flags", "").split()
+    return {"25": "Zen 4" if wide else "Zen 3", "26": "Zen 5"}.get(facts.get("cpu family", ""), "")
 
 
 def _blas() -> str:

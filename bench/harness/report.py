@@ -56,7 +56,7 @@ def _time_and_label(m: Measurement | None) -> str:
 
 def _ratio(result: Result, kind: str) -> str:
     ratio = result.ratio(kind)
-    return "–" if ratio is None else f"{_bound(result.fastest(kind))}{_times(ratio)}"
+    return "–" if ratio is None else f"{_bound(result.fastest(kind))}{times(ratio)}"
 
 
 def _bound(m: Measurement) -> str:
@@ -90,11 +90,11 @@ def _detail_row(result: Result, m: Measurement) -> list[str]:
         return [name, "–", "–", "–", _error(m.value_error), _error(m.gradient_error), "–", m.problem]
     ratio = "–"
     if variant.kind != SUBSPAN and not result.failure:
-        ratio = f"{_bound(m)}{_times(result.ratio_to(m))}"
-    times = [_bound(m) + seconds(m.median), _bound(m) + seconds(m.minimum)]
+        ratio = f"{_bound(m)}{times(result.ratio_to(m))}"
+    taken = [_bound(m) + seconds(m.median), _bound(m) + seconds(m.minimum)]
     errors = [_error(m.value_error), _error(m.gradient_error)]
     remarks = "; ".join(filter(None, (m.quality, variant.note)))
-    return [name, *times, ratio, *errors, _megabytes(m.extra_bytes), remarks]
+    return [name, *taken, ratio, *errors, _megabytes(m.extra_bytes), remarks]
 
 
 def _limits(result: Result) -> str:
@@ -154,7 +154,7 @@ def _three_digits(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _times(ratio: float) -> str:
+def times(ratio: float) -> str:
     return f"{_three_digits(ratio)}×"
 
 
