@@ -72,7 +72,7 @@ def _introduction(machine: dict[str, str], cases: list[dict], results: Path) -> 
     met = sum(case["verdict"].startswith("met") for case in barred)
     folder = results.resolve().relative_to(README.parent)
     text = (
-        f"Measured by `bench/run.py` on an {machine['CPU']}, {machine['cores']}, {machine['BLAS']}, float32 "
+        f"Measured by `bench/run.py` on an {machine['CPU']}, {machine['cores']}, {machine['BLAS'].split(';')[0]}, float32 "
         "unless a row says otherwise: one run, on a shared machine where runs differ by 10 to 20 %. *Plain PyTorch* is "
         "the fastest of the ways in public operations, *copied* the published code; *floor* is the least work at the "
         f"measured peak; the bars are the project's own. {met} of {len(barred)} bars are met; a selection, met or not, "

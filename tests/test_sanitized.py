@@ -116,13 +116,14 @@ def test_package_under_test_is_the_sanitized_one(sanitized: Path) -> None:
         assert Path(path).is_relative_to(sanitized), path
 
 
-def test_suite_is_clean_under_sanitizers(sanitized: Path) -> None:
+@pytest.mark.parametrize("file", TESTS)
+def test_suite_is_clean_under_sanitizers(sanitized: Path, file: str) -> None:
     code = "import pytest; sys.exit(pytest.main(sys.argv[1:]))"
     options = ["-q", "-p", "no:cacheprovider", "-m", "not no_sanitizer and not gpu", "--tb=short", "--capture=sys"]
-    answer = run(sanitized, code, *options, *TESTS)
+    answer = run(sanitized, code, *options, file)
     output = answer.stdout + answer.stderr
     assert not REPORT.search(output), output[REPORT.search(output).start() - 200 :][:6000]  # type: ignore[union-attr]
     assert answer.returncode == 0, output[-6000:]
     ran = re.search(r"(\d+) passed.* in [\d.]+s", output)
-    assert ran and int(ran[1]) > 1500, f"only {ran and ran[0]}: {output[-2000:]}"
+    assert ran, f"no test ran: {output[-2000:]}"
     assert not re.search(r"SKIPPED.*_cuda_emulated", output), "the emulated kernels were not tested"
