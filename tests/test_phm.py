@@ -209,7 +209,7 @@ def test_factors_of_other_types_are_read_as_the_type_of_x() -> None:
 
 
 @needs_counter
-@pytest.mark.parametrize("rows", [4, 64])
+@pytest.mark.parametrize("rows", [1, 4, 64])
 def test_weight_is_never_in_memory(rows: int) -> None:
     """W has 64 MB; beside the result a call takes rows of x, and a step its gradients, which are 16 MB."""
     shapes = [(rows, 4096), (4, 4, 4), (4, 1024, 1024)]

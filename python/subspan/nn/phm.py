@@ -98,7 +98,8 @@ class PHMLinear(torch.nn.Module):
 
     def freeze(self) -> PHMLinear:
         """Makes A a constant, so that calls take the products of its decomposition (method "rank" of
-        :func:`subspan.phm_linear`), of which quaternions need half. Raises where A has no decomposition."""
+        :func:`subspan.phm_linear`), of which quaternions need half. Raises where A has no decomposition. Where its
+        values cannot be read, as on a GPU without waiting for it and in a compiled graph, calls stay as they were."""
         from ..ops.phm_decomposition import rank_decomposition
 
         rank_decomposition(self.A.detach())
@@ -124,7 +125,7 @@ class PHMLinear(torch.nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         r"""(\*rows, out_features) of (\*rows, in_features)."""
-        method = "rank" if self.frozen and not torch.compiler.is_compiling() else "auto"
+        method = "rank" if self.frozen and _check.readable(self.A) else "auto"
         result: Tensor = phm_linear(x, self.A, self.S, self.bias, method=method)
         return result
 

@@ -248,7 +248,8 @@ def phm_linear(x: Any, A: Any, S: Any, bias: Any = None, *, method: str = "auto"
         method: "direct" mixes the components of x first, after which every entry of S is read once: for few rows.
             "compose" composes blocks of W in the cache, as they are multiplied. "auto" takes one by the shapes. "rank"
             is for a rule that is constant: as many products as :func:`rank_decomposition` finds, 8 of 16 for
-            quaternions. Its values are read, and remembered; it must not require a gradient.
+            quaternions. Its values are read in every call, for which a GPU is waited for; it must not require a
+            gradient.
 
     Returns:
         (\*rows, p l), or (\*batch, rows, p l); float64 for float64 x and float32 otherwise.
@@ -261,7 +262,7 @@ def phm_linear(x: Any, A: Any, S: Any, bias: Any = None, *, method: str = "auto"
     Cost:
         For n terms of an n x n rule, 2 in out flops for each row, as of a dense layer, and 2 n in out for composing
         W once for up to 480 rows; n times fewer weights are read, which for few rows is what takes time. Extra memory
-        of up to 480 rows of x, never of W.
+        of up to 480 rows of x, or terms times x where "direct" is asked for, never of W.
 
     Gradient:
         Closed form, in blocks: dx = dy W and the blocks of dy^T x, which are contracted with A to dS and with S to dA
