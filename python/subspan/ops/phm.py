@@ -98,13 +98,19 @@ _weight = _route.register(
     )
 )
 
+
+def _linear_shapes(x: Any, A: Any, S: Any, *_: Any) -> tuple[tuple[int, ...], ...]:
+    features = A.shape[-2] * S.shape[-2]
+    return ((x.shape[0], features),) if x.ndim == 2 else ((*x.shape[:-1], features),)
+
+
 _linear = _route.register(
     _route.Op(
         name="phm_linear",
         inputs=(("x", 2), ("A", 3), ("S", 3), ("bias", 1)),
         schema="int method",
         outputs=("compute",),
-        shapes=lambda x, A, S, *_: ((*x.shape[:-1], A.shape[-2] * S.shape[-2]),),
+        shapes=_linear_shapes,
         kernel=_native.cpu.phm_linear,
         composite=lambda *args: composite.phm_linear(*args),
         gradient=lambda *args: (),
@@ -168,6 +174,28 @@ def map_rows(
     return entry(1, rows, *factors.values(), bias, *parameters)[0].reshape((*x.shape[:-1], outputs))
 
 
+_TENSORS = () if _check.torch is None else (_check.torch.Tensor, _check.torch.nn.Parameter)
+
+
+def usual(x: Any, *factors: Any, bias: Any = None) -> bool:
+    """Whether these are rows of x, factors of three dimensions and a bias of one, all dense tensors in host memory and
+    of the type computed in: at the price of a few comparisons. Whatever fails them is looked at one property at a
+    time."""
+    if type(x) not in _TENSORS or x.ndim != 2 or not x.is_cpu:
+        return False
+    dtype, strided = x.dtype, x.layout
+    if strided is not _check.STRIDED or _check.COMPUTE_DTYPE.get(dtype) is not dtype:
+        return False
+    for array in factors:
+        if type(array) not in _TENSORS or array.ndim != 3 or array.dtype is not dtype:
+            return False
+        if array.layout is not strided or not array.is_cpu:
+            return False
+    return bias is None or (
+        type(bias) in _TENSORS and bias.ndim == 1 and bias.dtype is dtype and bias.layout is strided and bias.is_cpu
+    )
+
+
 def _rank_entry(op: str, A: Any, x: Any) -> Any:
     """The registered op of few products, for the decomposition of a rule that is constant."""
     from .phm_decomposition import constant_factors
@@ -175,6 +203,8 @@ def _rank_entry(op: str, A: Any, x: Any) -> Any:
     P, V, U = constant_factors(op, A, x)
 
     def entry(wanted: int, x: Any, S: Any, bias: Any) -> Any:
+        if S.ndim == 3:
+            return _route.call("phm_rank", wanted, x, P, V, U, S, bias, False)
         batch = tuple(S.shape[:-3])
         factors = (_check.expand(factor, (*batch, *factor.shape)) for factor in (P, V, U))
         return _route.call("phm_rank", wanted, x, *factors, S, bias, False)
@@ -279,6 +309,13 @@ def phm_linear(x: Any, A: Any, S: Any, bias: Any = None, *, method: str = "auto"
     """
     op = "phm_linear"
     path = _check.choice(op, "method", method, METHODS)
+    if usual(x, A, S, bias=bias):
+        (terms, p, q), (weights, l, k) = A.shape, S.shape  # noqa: E741
+        fitting = x.shape[1] == q * k and terms == weights and terms * p * q > 0
+        if fitting and (bias is None or bias.shape[0] == p * l):
+            if path != METHODS["rank"]:
+                return _linear(1, x, A, S, bias, path)[0]
+            return _rank_entry(op, A, x)(1, x, S, bias)[0]
     _check.matrix(op, "x", x, 1)
     for name, array in (("A", A), ("S", S)):
         _check.same_kind(op, name, array, "x", x)

@@ -285,9 +285,11 @@ def constant_factors(op: str, A: Any, x: Any) -> tuple[Any, ...]:
         raise ValueError(f"{op}: A: expected a constant for method 'rank', got a tensor that requires a gradient")
     compute = _check.COMPUTE_DTYPE[x.dtype]
     if _check.is_torch(x):
-        readable = _check.readable(A) and A.dtype in (_check.torch.float32, _check.torch.float64)
         # Its values are looked up in every call: they may have changed.
-        values = A.detach().resolve_neg().numpy() if readable else readable_rule(op, A)
+        if _check.readable(A) and A.dtype is compute and not (A.is_neg() or A.requires_grad):
+            values = A.numpy()
+        else:
+            values = readable_rule(op, A)
         return _torch_factors(op, values.tobytes(), values.dtype.str, values.shape, x.device, compute)
     factors = _decomposition(op, readable_rule(op, A), None, RESIDUAL)[:3]
     if _check.is_cupy(x):
