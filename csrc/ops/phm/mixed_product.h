@@ -12,7 +12,7 @@
 namespace subspan {
 
 // Up to as many rows of x, mixing them takes less time than composing W.
-constexpr index_t kMixedRows = 12;
+constexpr index_t kMixedRows = 32;
 
 template <class T>
 class MixedProduct {

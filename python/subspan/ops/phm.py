@@ -9,13 +9,21 @@ from .. import _check, _native, _route
 
 composite: Any = None  # without torch there is nothing to compose
 if _check.torch is not None:
+    from .._route_torch import is_batched
     from ..composite import phm as composite
 
 METHODS = {"auto": 0, "direct": 1, "compose": 2, "rank": 3}
 
 
-def _wanted(array: Any, batch: Any, wanted: bool) -> tuple[int, ...]:
-    return tuple(array) if wanted else (*batch, 0)
+def _wanted_shapes(batch: tuple[int, ...], shapes: Any, wanted: tuple[bool, ...]) -> tuple[tuple[int, ...], ...]:
+    """Of gradients; those that are not wanted are empty."""
+    nothing = (*batch, 0)
+    return tuple([shape if one else nothing for shape, one in zip(shapes, wanted, strict=True)])
+
+
+def _gradient_shapes(x: Any, A: Any, S: Any, dy: Any, *wanted: bool) -> tuple[tuple[int, ...], ...]:
+    batch, features = x.shape[:-2], A.shape[-2] * S.shape[-2]
+    return _wanted_shapes(batch, (x.shape, A.shape, S.shape, (*batch, features)), wanted)
 
 
 _weight_gradient = _route.register(
@@ -24,9 +32,7 @@ _weight_gradient = _route.register(
         inputs=(("A", 3), ("S", 3), ("dW", 2)),
         schema="bool wants_A, bool wants_S",
         outputs=("compute", "compute"),
-        shapes=lambda A, S, dW, *wanted: tuple(
-            _wanted(array.shape, A.shape[:-3], one) for array, one in zip((A, S), wanted, strict=True)
-        ),
+        shapes=lambda A, S, dW, *wanted: _wanted_shapes(A.shape[:-3], (A.shape, S.shape), wanted),
         kernel=_native.cpu.phm_weight_gradient,
         composite=lambda A, S, dW, *wanted: composite.phm_weight_gradient(A, S, dW),
         saves=(),
@@ -40,12 +46,7 @@ _linear_gradient = _route.register(
         inputs=(("x", 2), ("A", 3), ("S", 3), ("dy", 2)),
         schema="bool wants_x, bool wants_A, bool wants_S, bool wants_bias",
         outputs=("compute", "compute", "compute", "compute"),
-        shapes=lambda x, A, S, dy, *wanted: tuple(
-            _wanted(shape, x.shape[:-2], one)
-            for shape, one in zip(
-                (x.shape, A.shape, S.shape, (*x.shape[:-2], A.shape[-2] * S.shape[-2])), wanted, strict=True
-            )
-        ),
+        shapes=_gradient_shapes,
         kernel=_native.cpu.phm_linear_gradient,
         composite=lambda x, A, S, dy, *wanted: composite.phm_linear_gradient(x, A, S, dy),
         saves=(),
@@ -56,13 +57,16 @@ _linear_gradient = _route.register(
 
 def _in_torch(g: Any) -> bool:
     """Whether the gradient will be differentiated, or is one of many."""
-    from .._route_torch import is_batched
-
     return bool(_check.torch.is_grad_enabled() or is_batched(g))
 
 
 def _rounded(gradients: Any, tensors: Any, needed: tuple[bool, ...]) -> tuple[Any, ...]:
-    return tuple(g.to(t.dtype) if wanted else None for g, t, wanted in zip(gradients, tensors, needed, strict=True))
+    return tuple(
+        [
+            None if not wanted else g if g.dtype is t.dtype else g.to(t.dtype)
+            for g, t, wanted in zip(gradients, tensors, needed, strict=True)
+        ]
+    )
 
 
 def _weight_backward(g: Any, saved: Any, tensors: Any, parameters: Any, scaled: Any, needed: Any) -> Any:
