@@ -8,7 +8,9 @@ import pickle
 import pytest
 import torch
 
+import subspan.nn.phm as module
 from sample_arrays import normal
+from subspan import phm_linear
 from subspan.nn import PHMLinear, QuaternionLinear
 from test_phm import kronecker
 
@@ -35,15 +37,21 @@ def test_quaternion_layer_multiplies_quaternions() -> None:
 
 
 @pytest.mark.parametrize("rule", ["learned", "quaternion"])
-def test_freezing(rule: str) -> None:
+def test_freezing(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
     torch.manual_seed(0)
-    layer, x = PHMLinear(12, 8, 4, rule=rule).double(), normal(3, 5, 12)
+    layer, x = PHMLinear(12, 8, 4, rule=rule).double(), normal(3, 40, 12)
     expected = layer(x).detach()
     assert layer.freeze() is layer and not layer.A.requires_grad
     torch.testing.assert_close(layer(x), expected, rtol=1e-7, atol=1e-7)
     layer(x).sum().backward()
     assert layer.A.grad is None and layer.S.grad is not None
     torch.testing.assert_close(copy.deepcopy(layer)(x), expected, rtol=1e-7, atol=1e-7)
+    monkeypatch.setattr(
+        module, "phm_linear", lambda *args, method: calls.append(method) or phm_linear(*args, method=method)
+    )
+    layer(x), layer(x[:31])
+    assert calls == ["rank", "auto"]
     assert layer.unfreeze().A.requires_grad == (rule == "learned")
     torch.testing.assert_close(layer(x), expected, rtol=0, atol=0)
 
@@ -54,7 +62,7 @@ def frozen_layer() -> PHMLinear:
 
 
 def test_frozen_layers_are_copied_saved_and_loaded() -> None:
-    layer, x = frozen_layer(), normal(3, 5, 12)
+    layer, x = frozen_layer(), normal(3, 40, 12)
     expected = layer(x)
     for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
         assert other.frozen and repr(other) == repr(layer)
@@ -70,12 +78,12 @@ def test_frozen_layers_are_copied_saved_and_loaded() -> None:
 @pytest.mark.no_sanitizer
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # the compiler's own
 def test_frozen_layers_in_graphs_and_transforms() -> None:
-    layer, x = frozen_layer(), normal(3, 5, 12)
+    layer, x = frozen_layer(), normal(3, 40, 12)
     expected = layer(x)
     torch._dynamo.reset()
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(x), expected, rtol=1e-13, atol=1e-13)
-    torch.testing.assert_close(torch.vmap(layer)(x), expected, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(torch.vmap(layer)(x.expand(2, 40, 12))[1], expected, rtol=1e-13, atol=1e-13)
     gradient = torch.func.grad(lambda x: layer(x).square().sum())(x)
     wanted = torch.autograd.grad(layer(x.requires_grad_()).square().sum(), x)[0]
     torch.testing.assert_close(gradient, wanted, rtol=1e-12, atol=1e-12)
@@ -84,7 +92,7 @@ def test_frozen_layers_in_graphs_and_transforms() -> None:
 @pytest.mark.parametrize("freeze", [False, True])
 def test_autocast_lowers_neither_weights_nor_result(freeze: bool) -> None:
     torch.manual_seed(0)
-    layer, x = QuaternionLinear(12, 8), normal(3, 5, 12, dtype=torch.float32)
+    layer, x = QuaternionLinear(12, 8), normal(3, 40, 12, dtype=torch.float32)
     if freeze:
         layer.freeze()
     expected = layer(x)
