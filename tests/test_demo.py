@@ -219,6 +219,7 @@ LINES = {
     ),
     "householder": (*TRAINING, "final training loss", "test accuracy", "not orthonormal", "largest difference"),
     "orthogonal": (*TRAINING, "test accuracy", "not orthogonal", "norm with weight decay", "largest difference"),
+    "phm": (*TRAINING, "parameters", "latency, batch 1 [ms]", "peak memory", "test accuracy", "largest difference"),
 }
 
 
@@ -269,7 +270,7 @@ def test_missing_extra_is_named(module, distribution, monkeypatch, capsys):
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["--study", "phm"],
+        ["--study", "linear"],
         ["--steps", "0"],
         ["--threads", "0"],
         ["--out", "picture.txt"],

@@ -171,6 +171,28 @@ def test_every_method_is_the_sum_of_kronecker_products(n: int, rows: int, dtype:
         assert ((subspan.phm_weight(A, S).double() - W).abs() <= limit).all()
 
 
+@pytest.mark.parametrize("rows", [3, 5, 32, 33])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_components_longer_than_a_block(rows: int, dtype: torch.dtype) -> None:
+    """Values and gradients on both sides of every change of method, with parts of blocks and of vectors."""
+    compute = torch.float64 if dtype == torch.float64 else torch.float32
+    x, A = normal(1, rows, 600, dtype=dtype), normal(2, 3, 4, 2, dtype=compute)
+    S, upstream = normal(3, 3, 270, 300, dtype=compute), normal(4, rows, 1080, dtype=compute)
+    leaves = [t.requires_grad_() for t in (x, A, S)]
+
+    def exact(*arrays: Tensor) -> tuple[Tensor, ...]:
+        a, b, c, g = (t.detach().double().requires_grad_() for t in arrays)
+        y = a @ torch.einsum("ipq,ilk->plqk", b, c).reshape(1080, 600).mT
+        return y.detach(), *torch.autograd.grad(y, (a, b, c), g)
+
+    y = subspan.phm_linear(*leaves)
+    ours = (y, *torch.autograd.grad(y, leaves, upstream))
+    sizes = exact(*(t.detach().abs() for t in (*leaves, upstream)))  # of all that is summed
+    for value, wanted, size in zip(ours, exact(*leaves, upstream), sizes, strict=True):
+        rounding = torch.finfo(value.dtype).eps * wanted.norm()  # of a gradient, to the type of x
+        assert (value.double() - wanted).norm() <= rounding + 4 * torch.finfo(compute).eps * size.norm()
+
+
 def test_one_term_of_one_is_a_linear_layer() -> None:
     x, W, bias = normal(1, 5, 7), normal(2, 3, 7), normal(3, 3)
     expected = torch.nn.functional.linear(x, W, bias)
@@ -209,7 +231,7 @@ def test_factors_of_other_types_are_read_as_the_type_of_x() -> None:
 
 
 @needs_counter
-@pytest.mark.parametrize("rows", [4, 64])
+@pytest.mark.parametrize("rows", [1, 4, 64])
 def test_weight_is_never_in_memory(rows: int) -> None:
     """W has 64 MB; beside the result a call takes rows of x, and a step its gradients, which are 16 MB."""
     shapes = [(rows, 4096), (4, 4, 4), (4, 1024, 1024)]

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 import subspan
+from resident_memory import extra_bytes, needs_counter
 from sample_arrays import normal
+from subspan.composite import phm_rank as composite
 from subspan.reference import phm as reference
 from test_phm import kronecker
 
@@ -19,11 +21,14 @@ KNOWN = [
     ("complex", 2, 3),
     ("quaternion", 4, 8),
     ("octonion", 8, 30),
+    ("cyclic", 1, 1),
     ("cyclic", 3, 4),
     ("cyclic", 4, 5),
     ("cyclic", 5, 7),
     ("cyclic", 8, 11),
+    ("cyclic", 12, 17),
     ("klein", 8, 8),
+    ("klein", 16, 16),
 ]
 
 
@@ -98,9 +103,39 @@ def test_layers_of_constant_rules(name: str, n: int, rank: int, rows: int) -> No
         np.testing.assert_array_equal(as_numpy, result)
 
 
-def test_gradients_of_a_constant_rule() -> None:
+@pytest.mark.parametrize("n", [3, 4, 5])
+def test_layers_of_learned_rules_that_are_constant(n: int) -> None:
+    x, A, S, bias = normal(1, 40, 45 * n), normal(2, n, n, n), normal(3, n, 50, 45), normal(4, 50 * n)
+    found = subspan.rank_decomposition(A)
+    expected = x @ kronecker(A, S).mT + bias
+    error = subspan.phm_linear(x, A, S, bias, method="rank") - expected
+    assert found.rank < n * n
+    assert error.norm() <= 2 * found.residual * x.norm() * S.norm() * A.norm()
+
+
+def test_a_rule_whose_values_change_is_read_again() -> None:
+    x, A, S = normal(1, 3, 8), torch.from_numpy(subspan.algebra("quaternion", 4)), normal(3, 4, 3, 2)
+    subspan.phm_linear(x, A, S, method="rank")
+    A.data.mul_(-2)  # without a trace in its version
+    torch.testing.assert_close(subspan.phm_linear(x, A, S, method="rank"), x @ kronecker(A, S).mT)
+    A.data[0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match="phm_linear: A: expected finite values, got NaN"):
+        subspan.phm_linear(x, A, S, method="rank")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_constant_rules_of_any_layout_and_type(dtype: torch.dtype) -> None:
+    x, S = normal(1, 5, 8, dtype=torch.float32), normal(2, 4, 3, 2, dtype=torch.float32)
+    A = torch.from_numpy(subspan.algebra("quaternion", 4)).to(dtype)
+    transposed = A.mT.contiguous().mT
+    expected = (x.double() @ kronecker(A, S).mT).float()
+    for rule in (A, transposed):
+        torch.testing.assert_close(subspan.phm_linear(x, rule, S, method="rank"), expected)
+
+
+def test_gradients_of_a_constant_rule(monkeypatch: pytest.MonkeyPatch) -> None:
     A = torch.from_numpy(subspan.algebra("quaternion", 4))
-    inputs = [normal(i, *shape).requires_grad_() for i, shape in enumerate([(3, 8), (4, 1, 2), (4,)])]
+    inputs = [normal(i, *shape).requires_grad_() for i, shape in enumerate([(3, 8), (4, 3, 2), (12,)])]
 
     def layer(x: torch.Tensor, S: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         return subspan.phm_linear(x, A, S, bias, method="rank")
@@ -109,8 +144,10 @@ def test_gradients_of_a_constant_rule() -> None:
     assert torch.autograd.gradgradcheck(layer, inputs)
     x, S, bias = inputs
     direct = torch.autograd.grad(subspan.phm_linear(x, A, S, bias).square().sum(), inputs)
-    for ours, expected in zip(torch.autograd.grad(layer(*inputs).square().sum(), inputs), direct, strict=True):
-        torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
+    for strip in (composite._STRIP_ELEMENTS, 1):  # strips of one row
+        monkeypatch.setattr(composite, "_STRIP_ELEMENTS", strip)
+        for ours, expected in zip(torch.autograd.grad(layer(*inputs).square().sum(), inputs), direct, strict=True):
+            torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_a_batch_of_weights_shares_a_constant_rule() -> None:
@@ -148,3 +185,30 @@ def test_more_rows_than_are_taken_at_once() -> None:
     expected = reference.phm_linear_lowrank(x, A, U, V)
     np.testing.assert_allclose(subspan.phm_linear_lowrank(x, A, U, V), expected, atol=1e-12)
     np.testing.assert_allclose(subspan.phm_linear_lowrank(x[:, ::1].T.clone().T, A, U, V), expected, atol=1e-12)
+
+
+@needs_counter
+@pytest.mark.parametrize("rows", [1, 64])
+@pytest.mark.parametrize("kind", ["constant rule", "rank-one rule", "low rank"])
+def test_weight_is_never_in_memory(kind: str, rows: int) -> None:
+    """W has 64 MB. The gradient of S has 16, which a step keeps; that of its factors next to nothing."""
+
+    def array(*shape: int) -> torch.Tensor:
+        return normal(len(shape) + shape[-1], *shape, dtype=torch.float32)
+
+    x, S = array(rows, 4096), array(4, 1024, 1024)
+    if kind == "constant rule":
+        A = torch.from_numpy(subspan.algebra("quaternion", 4)).float()
+        inputs, call = [x, S], lambda: subspan.phm_linear(x, A, S, method="rank")
+    elif kind == "rank-one rule":
+        left, right = array(4, 4, 1), array(4, 1, 4)
+        inputs, call = [x, left, right, S], lambda: subspan.phm_linear_rank1(x, left, right, S)
+    else:
+        A, U, V = array(4, 4, 4), array(4, 1024, 1), array(4, 1, 1024)
+        inputs, call = [x, A, U, V], lambda: subspan.phm_linear_lowrank(x, A, U, V)
+    call()
+    assert extra_bytes(call) < 12 * 2**20
+    for tensor in inputs:
+        tensor.requires_grad_()
+    assert extra_bytes(lambda: call().sum().backward()) < (8 if kind == "low rank" else 40) * 2**20
+    assert all(tensor.grad is not None for tensor in inputs)

@@ -40,7 +40,7 @@ if torch is not None:
 
 #: Types that need no closer look; an array of one of them is what it seems.
 _USUAL: tuple[type, ...] = (np.ndarray,) if torch is None else (torch.Tensor, torch.nn.Parameter, np.ndarray)
-_STRIDED = None if torch is None else torch.strided
+STRIDED = None if torch is None else torch.strided
 
 
 def is_torch(array: Any) -> bool:
@@ -64,7 +64,7 @@ def same_kind(op: str, name: str, array: Any, other_name: str, other: Any) -> No
     """Both arrays of one library and on one device."""
     kind = type(array)
     usual = kind is type(other) and kind in _USUAL  # as in `matrix`
-    if usual and (kind is np.ndarray or (array.layout is _STRIDED and array.device == other.device)):
+    if usual and (kind is np.ndarray or (array.layout is STRIDED and array.device == other.device)):
         return
     array_like(op, name, array)
     if is_torch(array) != is_torch(other) or is_cupy(array) != is_cupy(other):
@@ -86,7 +86,7 @@ def matrix(op: str, name: str, array: Any, least: int = 2) -> None:
     # The usual case at the price of four comparisons; whatever fails it is looked at one property at a time.
     kind = type(array)
     usual = kind in _USUAL and array.dtype in COMPUTE_DTYPE and least <= array.ndim <= MAX_DIMS
-    if usual and (kind is np.ndarray or array.layout is _STRIDED):
+    if usual and (kind is np.ndarray or array.layout is STRIDED):
         return
     array_like(op, name, array)
     floating(op, name, array)

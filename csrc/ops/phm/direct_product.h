@@ -1,4 +1,4 @@
-// y = x W^T for few rows x, bound by the memory of S, of which every entry is read once.
+// y = x W^T for a row of x or two, bound by the memory of S, of which every entry is read once.
 //   y[(p, a)] = sum_i <x'[p, i], S_i[a]> with x'[p, i] = sum_q A[i, p, q] x_q, which is mixed beforehand.
 #pragma once
 #include "core/pack.h"

@@ -2,9 +2,9 @@
 //   x (*batch, rows, q k), A (*batch, terms, p, q), S (*batch, terms, l, k), bias (*batch, p l) or absent, any strides,
 //   A, S and bias of the type computed in; y (*batch, rows, p l) packed.
 //   Composed: blocks of W are composed from the factors in the cache, as the operand of the micro-kernel. Direct: rows
-//   x are mixed to p rows of terms k entries, which meet every row of S once.
-//   The gradient of an upstream dy: dx = dy W, composed in the same way; dW = dy^T x in blocks, each contracted to its
-//   part of dS and dA while it is in the cache.
+//   x are mixed to p rows of terms k entries, which meet every row of S once, by dot products or the micro-kernel.
+//   The gradient of an upstream dy: dx = dy W in the same ways; dW = dy^T x in blocks, each contracted to its part of
+//   dS and dA while it is in the cache.
 #pragma once
 #include "ops/phm/phm_weight.h"
 

@@ -1,13 +1,14 @@
 #include "core/dispatch.h"
 #include "ops/phm/composed_product.h"
 #include "ops/phm/direct_product.h"
+#include "ops/phm/mixed_product.h"
 #include "ops/phm/phm_linear.h"
 
 namespace subspan {
 namespace {
 
-// Up to as many rows, reading S once at the rate of dot products is faster than composing W.
-constexpr index_t kDirectRows = 12;
+// Up to as many rows of mixed components, dot products are faster than tiles of which most lanes are empty.
+constexpr index_t kDotRows = 8;
 
 }  // namespace
 
@@ -16,7 +17,7 @@ void phm_linear_cpu(const TensorView& x, const TensorView& A, const TensorView& 
   dispatch_float(A.dtype, "phm_linear", [&](auto tag) {
     using T = typename decltype(tag)::type;
     const index_t rows = x.size(-2), outputs = A.size(-2) * S.size(-2);
-    const bool direct = method == PhmMethod::kAuto ? rows <= kDirectRows : method == PhmMethod::kDirect;
+    const bool direct = method == PhmMethod::kAuto ? rows <= kMixedRows : method == PhmMethod::kDirect;
     const double flops = 2.0 * static_cast<double>(rows) * static_cast<double>(outputs * x.size(-1));
     for_each_of(batch_count(x, 2), flops, threads, [&](index_t item, int own) {
       Workspace workspace;
@@ -29,8 +30,10 @@ void phm_linear_cpu(const TensorView& x, const TensorView& A, const TensorView& 
         for (index_t o = 0; o < outputs; ++o) added[o] = from[o * bias->step(-1)];
       }
       T* to = y.ptr<T>() + item * rows * outputs;
-      if (direct) {
+      if (direct && rows * factors.p <= kDotRows) {
         DirectProduct<T>(factors, rows)(in, added, to, own);
+      } else if (direct) {
+        MixedProduct<T>(factors, false)(in, rows, added, to, own);
       } else {
         ComposedProduct<T>(factors, false)(in, rows, added, to, own);
       }

@@ -1,5 +1,6 @@
 #include "core/dispatch.h"
 #include "ops/phm/composed_product.h"
+#include "ops/phm/mixed_product.h"
 #include "ops/phm/phm_linear.h"
 
 namespace subspan {
@@ -144,7 +145,11 @@ struct Gradients {
     const Rows<T> upstream(batch_item(dy, 2, item), dy.dtype, dy.step(-2), dy.step(-1));
     if (dx) {
       T* to = dx->ptr<T>() + item * rows * factors.columns();
-      ComposedProduct<T>(factors, true)(upstream, rows, nullptr, to, threads);
+      if (rows <= kMixedRows) {
+        MixedProduct<T>(factors, true)(upstream, rows, nullptr, to, threads);
+      } else {
+        ComposedProduct<T>(factors, true)(upstream, rows, nullptr, to, threads);
+      }
     }
     const FactorGradients<T> gradients(factors, in, upstream, rows);
     const index_t blocks = dA || dS ? gradients.blocks() : 0;

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from .. import _route
 from .factor import result_dtype, without_autocast
 from .phm import times as _times
+
+_STRIP_ELEMENTS = 2**19  # of products at once, where those of all rows are not needed
 
 # --- rules of few rank-one terms: A_i = sum_r U[i, r] P[:, r] V[:, r]^T ---
 
@@ -69,15 +72,33 @@ def phm_rank_gradient(
             dV = _inner(x.reshape(*batch, rows, V.shape[-2], back.shape[-1]), back)
     if needed[3] or needed[4]:
         left, right = (mixed, upstream) if transposed else (upstream, mixed)
-        dT = _times(left.mT, right.mT)
-        batch, flat = S.shape[:-3], S.shape[-2] * S.shape[-1]
         if U is None:
-            dS = dT
-        else:
-            dT = dT.reshape(*batch, U.shape[-1], flat)
+            dS = _times(left.mT, right.mT)
+        elif needed[3]:
+            batch, flat = S.shape[:-3], S.shape[-2] * S.shape[-1]
+            dT = _times(left.mT, right.mT).reshape(*batch, U.shape[-1], flat)
             dS = _times(U, dT.mT).reshape(S.shape) if needed[4] else None
-            dU = _times(S.reshape(*batch, S.shape[-3], flat), dT) if needed[3] else None
+            dU = _times(S.reshape(*batch, S.shape[-3], flat), dT)
+        else:
+            dS = _mixed_strips(U, left, right)
     return dx, dP, dV, dU, dS, dy.sum(-2) if needed[5] else None
+
+
+def _mixed_strips(U: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """sum_r U[i, r] left_r^T right_r, in strips of its rows: the products of all r together are larger than the sum."""
+    batch, (rank, rows), columns = left.shape[:-3], left.shape[-3::2], right.shape[-1]
+
+    def mixed(part: Tensor) -> Tensor:
+        products = _times(part.mT, right.mT).reshape(*batch, rank, part.shape[-1] * columns)
+        return _times(U, products.mT).reshape(*batch, U.shape[-2], part.shape[-1], columns)
+
+    strip = max(_STRIP_ELEMENTS // max(rank * columns, 1), 1)
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or strip >= rows:  # no loop in a graph
+        return mixed(left)
+    result = left.new_empty(*batch, U.shape[-2], rows, columns)
+    for first in range(0, rows, strip):
+        result[..., first : first + strip, :] = mixed(left[..., first : first + strip])
+    return result
 
 
 def _inner(components: Tensor, products: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 EXTRAS = {"torch": "torch", "sklearn": "scikit-learn", "matplotlib": "matplotlib"}
-STUDIES = ("mcr2", "mlc", "crate", "grassmann", "similarity", "householder", "orthogonal")
+STUDIES = ("mcr2", "mlc", "crate", "grassmann", "similarity", "householder", "orthogonal", "phm")
 PICTURE_TYPES = (".png", ".pdf", ".svg")
 
 
@@ -19,7 +19,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         choices=STUDIES,
         help="mcr2: a representation from labels; mlc: clusters without labels; crate: a white-box transformer; "
         "grassmann: classes as subspaces; similarity: the layers of two networks; householder: a projector with "
-        "orthonormal factors; orthogonal: a network of orthogonal layers (default: all seven)",
+        "orthonormal factors; orthogonal: a network of orthogonal layers; phm: a transformer of hypercomplex layers "
+        "(default: all eight)",
     )
     parser.add_argument("--steps", type=int, help="optimiser steps of each training (default: the study's own)")
     parser.add_argument("--seed", type=int, default=0, help="of split, weights and batches (default: 0)")
@@ -62,9 +63,10 @@ def main(arguments: list[str] | None = None) -> int:
     import torch
 
     from subspan import info
-    from subspan.demo import crate, digits, grassmann, householder, mcr2, mlc, orthogonal, report, similarity
+    from subspan.demo import crate, digits, grassmann, householder, mcr2, mlc, orthogonal, phm, report, similarity
 
-    modules = dict(zip(STUDIES, (mcr2, mlc, crate, grassmann, similarity, householder, orthogonal), strict=True))
+    studies = (mcr2, mlc, crate, grassmann, similarity, householder, orthogonal, phm)
+    modules = dict(zip(STUDIES, studies, strict=True))
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     print(f"{info.one_line()}, {torch.get_num_threads()} threads\n")

@@ -12,6 +12,8 @@ from ..ops.phm import nearest, phm_linear, phm_weight
 from ..ops.phm_algebra import NAMES, algebra
 
 _RULES = {"learned": -1, **NAMES}
+#: From as many rows on, fewer products take less time than the components of x mixed beforehand.
+_ROWS_BY_RANK = 32
 
 
 class PHMLinear(torch.nn.Module):
@@ -97,8 +99,12 @@ class PHMLinear(torch.nn.Module):
                 self.bias.uniform_(-(self.in_features**-0.5), self.in_features**-0.5)
 
     def freeze(self) -> PHMLinear:
-        """Makes A a constant, so that calls take the products of its decomposition (method "rank" of
-        :func:`subspan.phm_linear`), of which quaternions need half. Raises where A has no decomposition."""
+        """Makes A a constant, so that calls of 32 rows or more take the products of its decomposition (method "rank" of
+        :func:`subspan.phm_linear`), of which quaternions need half. Raises where A has no decomposition.
+
+        For fewer rows, and where values cannot be read, as on a GPU without waiting for it and in a compiled graph,
+        calls stay as they were.
+        """
         from ..ops.phm_decomposition import rank_decomposition
 
         rank_decomposition(self.A.detach())
@@ -124,7 +130,8 @@ class PHMLinear(torch.nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         r"""(\*rows, out_features) of (\*rows, in_features)."""
-        method = "rank" if self.frozen and not torch.compiler.is_compiling() else "auto"
+        by_rank = self.frozen and x.numel() >= _ROWS_BY_RANK * self.in_features and _check.readable(self.A)
+        method = "rank" if by_rank else "auto"
         result: Tensor = phm_linear(x, self.A, self.S, self.bias, method=method)
         return result
 

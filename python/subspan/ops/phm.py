@@ -9,13 +9,21 @@ from .. import _check, _native, _route
 
 composite: Any = None  # without torch there is nothing to compose
 if _check.torch is not None:
+    from .._route_torch import is_batched
     from ..composite import phm as composite
 
 METHODS = {"auto": 0, "direct": 1, "compose": 2, "rank": 3}
 
 
-def _wanted(array: Any, batch: Any, wanted: bool) -> tuple[int, ...]:
-    return tuple(array) if wanted else (*batch, 0)
+def _wanted_shapes(batch: tuple[int, ...], shapes: Any, wanted: tuple[bool, ...]) -> tuple[tuple[int, ...], ...]:
+    """Of gradients; those that are not wanted are empty."""
+    nothing = (*batch, 0)
+    return tuple([shape if one else nothing for shape, one in zip(shapes, wanted, strict=True)])
+
+
+def _gradient_shapes(x: Any, A: Any, S: Any, dy: Any, *wanted: bool) -> tuple[tuple[int, ...], ...]:
+    batch, features = x.shape[:-2], A.shape[-2] * S.shape[-2]
+    return _wanted_shapes(batch, (x.shape, A.shape, S.shape, (*batch, features)), wanted)
 
 
 _weight_gradient = _route.register(
@@ -24,9 +32,7 @@ _weight_gradient = _route.register(
         inputs=(("A", 3), ("S", 3), ("dW", 2)),
         schema="bool wants_A, bool wants_S",
         outputs=("compute", "compute"),
-        shapes=lambda A, S, dW, *wanted: tuple(
-            _wanted(array.shape, A.shape[:-3], one) for array, one in zip((A, S), wanted, strict=True)
-        ),
+        shapes=lambda A, S, dW, *wanted: _wanted_shapes(A.shape[:-3], (A.shape, S.shape), wanted),
         kernel=_native.cpu.phm_weight_gradient,
         composite=lambda A, S, dW, *wanted: composite.phm_weight_gradient(A, S, dW),
         saves=(),
@@ -40,12 +46,7 @@ _linear_gradient = _route.register(
         inputs=(("x", 2), ("A", 3), ("S", 3), ("dy", 2)),
         schema="bool wants_x, bool wants_A, bool wants_S, bool wants_bias",
         outputs=("compute", "compute", "compute", "compute"),
-        shapes=lambda x, A, S, dy, *wanted: tuple(
-            _wanted(shape, x.shape[:-2], one)
-            for shape, one in zip(
-                (x.shape, A.shape, S.shape, (*x.shape[:-2], A.shape[-2] * S.shape[-2])), wanted, strict=True
-            )
-        ),
+        shapes=_gradient_shapes,
         kernel=_native.cpu.phm_linear_gradient,
         composite=lambda x, A, S, dy, *wanted: composite.phm_linear_gradient(x, A, S, dy),
         saves=(),
@@ -56,13 +57,16 @@ _linear_gradient = _route.register(
 
 def _in_torch(g: Any) -> bool:
     """Whether the gradient will be differentiated, or is one of many."""
-    from .._route_torch import is_batched
-
     return bool(_check.torch.is_grad_enabled() or is_batched(g))
 
 
 def _rounded(gradients: Any, tensors: Any, needed: tuple[bool, ...]) -> tuple[Any, ...]:
-    return tuple(g.to(t.dtype) if wanted else None for g, t, wanted in zip(gradients, tensors, needed, strict=True))
+    return tuple(
+        [
+            None if not wanted else g if g.dtype is t.dtype else g.to(t.dtype)
+            for g, t, wanted in zip(gradients, tensors, needed, strict=True)
+        ]
+    )
 
 
 def _weight_backward(g: Any, saved: Any, tensors: Any, parameters: Any, scaled: Any, needed: Any) -> Any:
@@ -98,13 +102,19 @@ _weight = _route.register(
     )
 )
 
+
+def _linear_shapes(x: Any, A: Any, S: Any, *_: Any) -> tuple[tuple[int, ...], ...]:
+    features = A.shape[-2] * S.shape[-2]
+    return ((x.shape[0], features),) if x.ndim == 2 else ((*x.shape[:-1], features),)
+
+
 _linear = _route.register(
     _route.Op(
         name="phm_linear",
         inputs=(("x", 2), ("A", 3), ("S", 3), ("bias", 1)),
         schema="int method",
         outputs=("compute",),
-        shapes=lambda x, A, S, *_: ((*x.shape[:-1], A.shape[-2] * S.shape[-2]),),
+        shapes=_linear_shapes,
         kernel=_native.cpu.phm_linear,
         composite=lambda *args: composite.phm_linear(*args),
         gradient=lambda *args: (),
@@ -168,6 +178,28 @@ def map_rows(
     return entry(1, rows, *factors.values(), bias, *parameters)[0].reshape((*x.shape[:-1], outputs))
 
 
+_TENSORS = () if _check.torch is None else (_check.torch.Tensor, _check.torch.nn.Parameter)
+
+
+def usual(x: Any, *factors: Any, bias: Any = None) -> bool:
+    """Whether these are rows of x, factors of three dimensions and a bias of one, all dense tensors in host memory and
+    of the type computed in: at the price of a few comparisons. Whatever fails them is looked at one property at a
+    time."""
+    if type(x) not in _TENSORS or x.ndim != 2 or not x.is_cpu:
+        return False
+    dtype, strided = x.dtype, x.layout
+    if strided is not _check.STRIDED or _check.COMPUTE_DTYPE.get(dtype) is not dtype:
+        return False
+    for array in factors:
+        if type(array) not in _TENSORS or array.ndim != 3 or array.dtype is not dtype:
+            return False
+        if array.layout is not strided or not array.is_cpu:
+            return False
+    return bias is None or (
+        type(bias) in _TENSORS and bias.ndim == 1 and bias.dtype is dtype and bias.layout is strided and bias.is_cpu
+    )
+
+
 def _rank_entry(op: str, A: Any, x: Any) -> Any:
     """The registered op of few products, for the decomposition of a rule that is constant."""
     from .phm_decomposition import constant_factors
@@ -175,6 +207,8 @@ def _rank_entry(op: str, A: Any, x: Any) -> Any:
     P, V, U = constant_factors(op, A, x)
 
     def entry(wanted: int, x: Any, S: Any, bias: Any) -> Any:
+        if S.ndim == 3:
+            return _route.call("phm_rank", wanted, x, P, V, U, S, bias, False)
         batch = tuple(S.shape[:-3])
         factors = (_check.expand(factor, (*batch, *factor.shape)) for factor in (P, V, U))
         return _route.call("phm_rank", wanted, x, *factors, S, bias, False)
@@ -248,7 +282,8 @@ def phm_linear(x: Any, A: Any, S: Any, bias: Any = None, *, method: str = "auto"
         method: "direct" mixes the components of x first, after which every entry of S is read once: for few rows.
             "compose" composes blocks of W in the cache, as they are multiplied. "auto" takes one by the shapes. "rank"
             is for a rule that is constant: as many products as :func:`rank_decomposition` finds, 8 of 16 for
-            quaternions. Its values are read, and remembered; it must not require a gradient.
+            quaternions. Its values are read in every call, for which a GPU is waited for; it must not require a
+            gradient.
 
     Returns:
         (\*rows, p l), or (\*batch, rows, p l); float64 for float64 x and float32 otherwise.
@@ -261,7 +296,7 @@ def phm_linear(x: Any, A: Any, S: Any, bias: Any = None, *, method: str = "auto"
     Cost:
         For n terms of an n x n rule, 2 in out flops for each row, as of a dense layer, and 2 n in out for composing
         W once for up to 480 rows; n times fewer weights are read, which for few rows is what takes time. Extra memory
-        of up to 480 rows of x, never of W.
+        of up to 480 rows of x, or terms times x where "direct" is asked for, never of W.
 
     Gradient:
         Closed form, in blocks: dx = dy W and the blocks of dy^T x, which are contracted with A to dS and with S to dA
@@ -278,6 +313,13 @@ def phm_linear(x: Any, A: Any, S: Any, bias: Any = None, *, method: str = "auto"
     """
     op = "phm_linear"
     path = _check.choice(op, "method", method, METHODS)
+    if usual(x, A, S, bias=bias):
+        (terms, p, q), (weights, l, k) = A.shape, S.shape  # noqa: E741
+        fitting = x.shape[1] == q * k and terms == weights and terms * p * q > 0
+        if fitting and (bias is None or bias.shape[0] == p * l):
+            if path != METHODS["rank"]:
+                return _linear(1, x, A, S, bias, path)[0]
+            return _rank_entry(op, A, x)(1, x, S, bias)[0]
     _check.matrix(op, "x", x, 1)
     for name, array in (("A", A), ("S", S)):
         _check.same_kind(op, name, array, "x", x)

@@ -16,6 +16,8 @@ from .phm_algebra import algebra
 Array = NDArray[np.float64]
 #: Of sum ||terms|| / ||A||, by which rounding errors of the products grow.
 AMPLIFICATION = 100.0
+#: Relative, that is accepted.
+RESIDUAL = 1e-8
 
 
 class RankDecomposition(NamedTuple):
@@ -64,7 +66,7 @@ def _convolution(A: Array) -> tuple[Array, Array, Array] | None:
         return None
     P, V, U = [], [], []
     for frequency in range(n // 2 + 1):
-        angles = 2 * np.pi * frequency * np.arange(n) / n
+        angles = 2 * np.pi * (frequency * np.arange(n) % n) / n
         cosine, sine = np.cos(angles), np.sin(angles)
         if 2 * frequency % n == 0:
             P.append(cosine / n)
@@ -180,7 +182,7 @@ def _attempts(A: Array, rank: int | None) -> Iterator[tuple[int, int, int]]:
         yield from ((candidate, seed, 1500) for seed in range(1 if candidate < generic else 4))
 
 
-def rank_decomposition(A: Any, rank: int | None = None, *, tol: float = 1e-8) -> RankDecomposition:
+def rank_decomposition(A: Any, rank: int | None = None, *, tol: float = RESIDUAL) -> RankDecomposition:
     r"""A fixed rule of multiplication as a sum of rank-one terms: how many products a layer with that rule takes.
 
     .. math:: A_{i, p, q} = \sum_{r=1}^{R} U_{i, r} P_{p, r} V_{q, r}
@@ -205,8 +207,9 @@ def rank_decomposition(A: Any, rank: int | None = None, *, tol: float = 1e-8) ->
         TypeError, ValueError: wrong arguments, values that cannot be read, no decomposition of that rank found.
 
     Cost:
-        A second or two for a learned rule of n = 4, and much longer for n = 8. For a rule that is frozen, not for every
-        step of a training: the terms jump as the rule moves.
+        None for the rules that are known. A second or two for a learned rule of n = 3 to 6, about ten for n = 8; for
+        n = 12 minutes, after which it was refused. For a rule that is frozen, not for every step of a training: the
+        terms jump as the rule moves.
 
     Gradient:
         Not differentiable: the arrays are constants.
@@ -280,12 +283,28 @@ def constant_factors(op: str, A: Any, x: Any) -> tuple[Any, ...]:
         raise ValueError(f"{op}: A: expected one rule (terms, p, q) for method 'rank', got shape {tuple(A.shape)}")
     if _check.is_torch(A) and A.requires_grad and _check.torch.is_grad_enabled():
         raise ValueError(f"{op}: A: expected a constant for method 'rank', got a tensor that requires a gradient")
-    factors = _decomposition(op, readable_rule(op, A), None, 1e-8)[:3]
     compute = _check.COMPUTE_DTYPE[x.dtype]
     if _check.is_torch(x):
-        return tuple(_check.torch.from_numpy(f).to(device=x.device, dtype=compute) for f in factors)
+        # Its values are looked up in every call: they may have changed.
+        if _check.readable(A) and A.dtype is compute and not (A.is_neg() or A.requires_grad):
+            values = A.numpy()
+        else:
+            values = readable_rule(op, A)
+        return _torch_factors(op, values.tobytes(), values.dtype.str, values.shape, x.device, compute)
+    factors = _decomposition(op, readable_rule(op, A), None, RESIDUAL)[:3]
     if _check.is_cupy(x):
         import cupy
 
         return tuple(cupy.asarray(f, dtype=compute) for f in factors)
     return tuple(f.astype(compute) for f in factors)
+
+
+@functools.lru_cache(maxsize=64)
+def _torch_factors(
+    op: str, values: bytes, kind: str, shape: tuple[int, ...], device: Any, compute: Any
+) -> tuple[Any, ...]:
+    rule = np.frombuffer(values, kind).reshape(shape).astype(np.float64)
+    if not np.isfinite(rule).all():
+        raise ValueError(f"{op}: A: expected finite values, got NaN or infinity")
+    factors = _decomposition(op, rule, None, RESIDUAL)[:3]
+    return tuple(_check.torch.from_numpy(f).to(device=device, dtype=compute) for f in factors)

@@ -1,0 +1,160 @@
+// Products with W = sum_i A_i (x) S_i, or its transpose, for rows x that are fewer than those of S: y = x W^T and dx =
+// dy W. Their components are mixed beforehand, which is less work than composing W:
+//   y[(p, a)] = sum_i <x'[p, i], S_i[a]> with x'[p, i] = sum_q A[i, p, q] x_q.
+//
+// Lanes of the micro-kernel are pairs (row of x, p). S is its left operand, read where it lies, each entry once for all
+// lanes of a panel.
+#pragma once
+#include "core/pack.h"
+#include "ops/phm/block_product.h"
+#include "ops/phm/factors.h"
+
+namespace subspan {
+
+// Up to as many rows of x, mixing them takes less time than composing W.
+constexpr index_t kMixedRows = 32;
+
+template <class T>
+class MixedProduct {
+ public:
+  MixedProduct(const Factors<T>& factors, bool transposed) : w_(factors), transposed_(transposed) {}
+
+  // y (rows x outputs, packed) = x times the matrix transposed + bias, which may be absent.
+  void operator()(const Rows<T>& x, index_t rows, const T* bias, T* y, int threads) const {
+    if (rows == 0 || groups() * inner() == 0) return;
+    const index_t blocks = (rows * groups() + kLanesAtOnce - 1) / kLanesAtOnce;
+    const index_t block = (rows + blocks - 1) / blocks;
+    const index_t strips = round_up(std::max<index_t>(1, (inner() + kStripRows - 1) / kStripRows), threads);
+    const index_t strip = round_up((inner() + strips - 1) / strips, kTileRows);
+    Workspace shared;
+    T* packed = shared.take<T>(round_up(block * groups(), kPanelWidth<T>) * w_.terms * depth());
+    parallel_team(threads, [&](Team team) {
+      Workspace own;
+      T* scratch = own.take<T>(kUnit * w_.terms * kChunk + mixed_parts() * kChunk);
+      T* sums = own.take<T>(round_up(strip, kLanes<T>) * round_up(block * groups(), kPanelWidth<T>));
+      T* last = own.take<T>(kTileRows * kDepth);
+      std::fill_n(last, kTileRows * kDepth, T(0));
+      for (index_t first = 0; first < rows; first += block) {
+        const Batch batch{packed, first, std::min(block, rows - first) * groups()};
+        pack(x, batch, scratch, team);
+        team.barrier();
+        for (index_t s = team.rank(); s * strip < inner(); s += team.size()) {
+          const index_t a = s * strip, count = std::min(strip, inner() - a);
+          multiply_strip(batch, a, count, last, sums);
+          finish(batch, a, count, sums, bias, y);
+        }
+        team.barrier();
+      }
+    });
+  }
+
+ private:
+  static constexpr index_t kDepth = 256;     // of a block
+  static constexpr index_t kChunk = 64;      // of a block, that is mixed at once
+  static constexpr index_t kStripRows = 64;  // about as many rows of every S_i, or of its transpose, at once
+  static constexpr index_t kLanesAtOnce = 480;
+  static constexpr index_t kUnit = std::max<index_t>(kLanes<T>, kTileRows);  // lanes that are packed at once
+
+  index_t groups() const { return transposed_ ? w_.q : w_.p; }
+  index_t mixed_parts() const { return transposed_ ? w_.p : w_.q; }
+  index_t inner() const { return transposed_ ? w_.k : w_.l; }
+  index_t depth() const { return transposed_ ? w_.l : w_.k; }
+
+  // Pairs of a row of x, from `first` on, and a group, as lanes: panels for every term and block of the depth.
+  struct Batch {
+    T* packed;
+    index_t first, lanes;
+
+    index_t width() const {
+      constexpr index_t wide = kPanelWidth<T>, narrow = 2 * kLanes<T>;
+      if (kTileVectors<T> <= 2 || round_up(lanes, kUnit) % wide == 0) return wide;
+      if (lanes <= kUnit) return kUnit;
+      return lanes <= narrow || (lanes % wide <= kLanes<T> && lanes <= 4 * wide) ? narrow : wide;
+    }
+    index_t padded() const { return round_up(lanes, width()); }
+    Panels<T> block(index_t position, index_t part) const { return {packed + position * padded(), part, width()}; }
+  };
+
+  void pack(const Rows<T>& x, const Batch& batch, T* scratch, Team team) const {
+    T* converted = scratch + kUnit * w_.terms * kChunk;
+    index_t turn = 0;
+    for (index_t d = 0; d < depth(); d += kDepth) {
+      const index_t part = std::min(kDepth, depth() - d);
+      for (index_t lane = 0; lane < batch.lanes; lane += kUnit, ++turn) {
+        if (turn % team.size() != team.rank()) continue;
+        const index_t present = std::min(kUnit, batch.lanes - lane);
+        for (index_t k = 0; k < part; k += kChunk) {
+          const index_t count = std::min(kChunk, part - k);
+          for (index_t j = 0; j < present; ++j) mix(x, batch, lane + j, d + k, count, converted, scratch + j * kChunk);
+          for (index_t i = 0; i < w_.terms; ++i) {
+            const Panels<T> block = batch.block(i * depth() + d, part);
+            const Rows<T> mixed(scratch + i * kUnit * kChunk, sizeof(T) == 4 ? DType::f32 : DType::f64, kChunk, 1);
+            pack_rows(mixed, 0, present, 0, count, {block.column(lane) + k * block.width, count, block.width});
+          }
+        }
+      }
+    }
+  }
+
+  // Entries k ... of one lane, for every term.
+  void mix(const Rows<T>& x, const Batch& batch, index_t lane, index_t k, index_t count, T* converted, T* to) const {
+    const index_t row = batch.first + lane / groups(), group = lane % groups(), parts = mixed_parts();
+    const T* coefficients = (transposed_ ? w_.by_term_back : w_.by_term) + group * w_.terms * parts;
+    const T* from = converted;
+    index_t step = kChunk;
+    if (x.in_place()) {
+      from = x.read(row, k, count, nullptr), step = depth();
+    } else {
+      for (index_t c = 0; c < parts; ++c) x.read(row, c * depth() + k, count, converted + c * kChunk);
+    }
+    mix_rows(from, step, parts, coefficients, w_.terms, count, to, kUnit * kChunk);
+  }
+
+  void multiply_strip(const Batch& batch, index_t a, index_t count, T* last, T* sums) const {
+    const index_t padded = batch.padded(), whole = count / kTileRows * kTileRows, rest = count - whole;
+    const index_t row_entry = transposed_ ? 1 : w_.row_step, depth_step = transposed_ ? w_.row_step : 1;
+    if (depth() == 0) std::fill_n(sums, round_up(count, kTileRows) * padded, T(0));
+    for (index_t i = 0; i < w_.terms; ++i) {
+      for (index_t d = 0; d < depth(); d += kDepth) {
+        const index_t part = std::min(kDepth, depth() - d);
+        const Panels<T> block = batch.block(i * depth() + d, part);
+        const T* left = w_.S + i * w_.term_step + a * row_entry + d * depth_step;
+        const bool add = i + d > 0;
+        multiply_block(left, row_entry, depth_step, whole, block, batch.lanes, part, add, sums, padded);
+        if (rest == 0) continue;
+        for (index_t r = 0; r < rest; ++r) {  // tiles are whole, and memory behind S is not ours
+          const T* from = left + (whole + r) * row_entry;
+          for (index_t k = 0; k < part; ++k) last[r * kDepth + k] = from[k * depth_step];
+        }
+        multiply_block(last, kDepth, 1, rest, block, batch.lanes, part, add, sums + whole * padded, padded);
+      }
+    }
+  }
+
+  // Squares of sums are transposed: lanes are rows of the result.
+  void finish(const Batch& batch, index_t first, index_t count, const T* sums, const T* bias, T* y) const {
+    constexpr index_t lanes = kLanes<T>;
+    const index_t padded = batch.padded(), outputs = groups() * inner();
+    for (index_t m = 0; m < batch.lanes; m += lanes) {
+      for (index_t a = 0; a < count; a += lanes) {
+        const index_t present = std::min(lanes, count - a), end = std::min(lanes, batch.lanes - m);
+        Vec<T> square[lanes];
+#pragma GCC unroll 16
+        for (index_t i = 0; i < lanes; ++i) square[i] = i < present ? load(sums + (a + i) * padded + m) : Vec<T>{};
+        transpose_square<T>(square);
+#pragma GCC unroll 16
+        for (index_t i = 0; i < lanes; ++i) {
+          if (i >= end) break;
+          const index_t output = (m + i) % groups() * inner() + first + a;
+          const Vec<T> added = bias ? load_first(bias + output, present) : Vec<T>{};
+          store_first(y + (batch.first + (m + i) / groups()) * outputs + output, square[i] + added, present);
+        }
+      }
+    }
+  }
+
+  const Factors<T>& w_;
+  bool transposed_;
+};
+
+}  // namespace subspan
