@@ -171,12 +171,25 @@ def test_one_call_for_all_matrices_and_groups(monkeypatch: pytest.MonkeyPatch) -
     calls = []
     from subspan.optim import muon as module
 
-    original = module.of_list
-    monkeypatch.setattr(module, "of_list", lambda m, *rest: calls.append(len(m)) or original(m, *rest))
+    original = module._native.cpu.muon_step
+    monkeypatch.setattr(module._native.cpu, "muon_step", lambda W, *rest: calls.append(len(W)) or original(W, *rest))
     tensors = checks.parameters(matrices(torch.float32)) + checks.parameters(matrices(DOUBLE))
     groups = [{"params": tensors[:4]}, {"params": tensors[4:], "lr": 0.1, "weight_decay": 0.0, "momentum": 0.5}]
     checks.train(Muon(groups, lr=0.02), tensors, range(2))
     assert calls == [len(tensors)] * 2
+
+
+def test_versions_of_what_changes_go_up(path: str) -> None:
+    """So that autograd refuses to use a weight that it saved before a step, packed or not."""
+    for weight in (normal(1, 6, 8), normal(1, 8, 6).mT, normal(1, 8, 6)[::2]):
+        parameter = torch.nn.Parameter(weight)
+        optimiser = Muon([parameter], lr=0.1)
+        parameter.grad = normal(2, *weight.shape)
+        optimiser.step()
+        before = [tensor._version for tensor in (parameter, optimiser.state[parameter]["momentum_buffer"])]
+        optimiser.step()
+        after = [tensor._version for tensor in (parameter, optimiser.state[parameter]["momentum_buffer"])]
+        assert all(two > one for one, two in zip(before, after, strict=True))
 
 
 def test_groups_have_their_own_settings() -> None:

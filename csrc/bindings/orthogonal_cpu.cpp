@@ -8,6 +8,7 @@
 #include "bindings/families.h"
 #include "ops/orthogonal/cayley.h"
 #include "ops/orthogonal/householder.h"
+#include "ops/orthogonal/muon_step.h"
 #include "ops/orthogonal/newton_schulz.h"
 #include "ops/orthogonal/orthonormalize.h"
 #include "ops/orthogonal/skew_expm.h"
@@ -253,6 +254,25 @@ void bind_newton_schulz(py::module_& m) {
     const auto polynomials = polynomials_of(coefficients);
     py::gil_scoped_release unlocked;
     newton_schulz_cpu(inputs, outputs, polynomials, least_norm, threads);
+  });
+  // Lists of equal length; of every array its rate, what is kept of it, momentum and whether by Nesterov.
+  m.def("muon_step", [](const py::list& W, const py::list& gradients, const py::list& buffers,
+                        const std::vector<double>& numbers, const std::vector<double>& coefficients, double least_norm,
+                        int threads) {
+    constexpr const char* op = "Muon";
+    CHECK(gradients.size() == W.size() && buffers.size() == W.size() && numbers.size() == 4 * W.size(), op,
+          ": W: expected as many arrays in every list");
+    std::vector<MuonArrays> arrays;
+    std::deque<ArrayArg> kept;  // what the views borrow
+    for (std::size_t i = 0; i < W.size(); ++i) {
+      const double* own = &numbers[4 * i];
+      arrays.push_back({kept.emplace_back(W[i], op, "W").view(), kept.emplace_back(gradients[i], op, "gradient").view(),
+                        kept.emplace_back(buffers[i], op, "buffer").view(), own[0], own[1], own[2], own[3] != 0});
+      check_muon_step(arrays.back(), kDevice);
+    }
+    const auto polynomials = polynomials_of(coefficients);
+    py::gil_scoped_release unlocked;
+    muon_step_cpu(arrays, polynomials, least_norm, threads);
   });
 }
 

@@ -228,6 +228,16 @@ def householder_product_gradient(
     threads: int,
     /,
 ) -> None: ...
+def muon_step(
+    W: list[Any],
+    gradients: list[Any],
+    buffers: list[Any],
+    numbers: list[float],
+    coefficients: list[float],
+    least_norm: float,
+    threads: int,
+    /,
+) -> None: ...
 def newton_schulz(G: Any, result: Any, coefficients: list[float], threads: int, /) -> None: ...
 def newton_schulz_list(
     G: list[Any], results: list[Any], coefficients: list[float], least_norm: float, threads: int, /

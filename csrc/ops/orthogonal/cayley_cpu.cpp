@@ -163,16 +163,41 @@ void interleaved(const Call<T>& call, index_t index) {
 
 // --- one matrix, for a team -------------------------------------------------------------------------------------
 
-// Pairs (i, j), j < i, in square blocks, whose transposes stay in the cache; the blocks of some rows belong to each
-// member of a team.
-template <class Body>
-void each_pair(index_t size, Team team, Body&& body) {
-  constexpr index_t block = 16;
-  for (index_t top = team.rank() * block; top < size; top += team.size() * block) {
-    for (index_t left = 0; left <= top; left += block) {
-      for (index_t i = top; i < std::min(top + block, size); ++i) {
-        for (index_t j = left; j < std::min(left + block, i); ++j) body(i, j);
+// M from what A is given as, in squares, each with its mirror image; rows of squares are dealt to the team.
+template <class T>
+void form_pivots(const PaddedSquare<T>& m, SkewStorage given, Team team) {
+  constexpr index_t lanes = kLanes<T>;
+  Vec<T> lane;
+  for (index_t i = 0; i < lanes; ++i) lane[i] = static_cast<T>(i);
+  for (index_t i = team.rank() * lanes; i < m.size; i += team.size() * lanes) {
+    for (index_t j = 0; j <= i; j += lanes) {
+      Vec<T> half[lanes], mirrored[lanes];  // of K, negative: below the diagonal
+      if (given != SkewStorage::kTriangle) {
+        load_square(m, j, i, half);
+        transpose_square<T>(half);
       }
+      if (given != SkewStorage::kPacked) {
+        Vec<T> lower[lanes];
+        load_square(m, i, j, lower);
+        const bool whole = given == SkewStorage::kSquare;
+#pragma GCC unroll 16
+        for (index_t r = 0; r < lanes; ++r) half[r] = whole ? (half[r] - lower[r]) * T(0.25) : lower[r] * T(-0.5);
+      }
+      if (i == j) {
+        for (index_t r = 0; r < lanes; ++r) half[r] = lane < static_cast<T>(r) ? half[r] : Vec<T>{};
+      }
+#pragma GCC unroll 16
+      for (index_t r = 0; r < lanes; ++r) mirrored[r] = -half[r];
+      transpose_square<T>(mirrored);
+      if (i != j) {
+        store_square(m, j, i, mirrored);
+      } else {
+        for (index_t r = 0; r < lanes; ++r) {
+          const T one = i + r < m.size ? T(1) : T(0);
+          half[r] = lane == static_cast<T>(r) ? broadcast(one) : half[r] + mirrored[r];
+        }
+      }
+      store_square(m, i, j, half);
     }
   }
 }
@@ -181,31 +206,30 @@ void each_pair(index_t size, Team team, Body&& body) {
 template <class T, class Out>
 T load_padded(const Call<Out>& call, index_t item, const PaddedSquare<T>& m, T& poison, int threads) {
   const index_t size = call.size;
-  const Rows<Out> rows(batch_item(call.A, 2, item), call.A.dtype, call.A.step(-2), call.A.step(-1));
   Workspace workspace;
-  const bool packed = call.given == SkewStorage::kPacked, whole = call.given == SkewStorage::kSquare;
-  Out* scratch = workspace.take<Out>(size * threads);
+  const bool packed = call.given == SkewStorage::kPacked;
   T* norms = workspace.take<T>(2 * threads);
   std::fill_n(norms, 2 * threads, T(0));
   parallel_team(threads, [&](Team team) {
-    T& own_poison = norms[threads + team.rank()];
-    for (index_t i = team.rank(); i < size; i += team.size()) {
-      Out* own = scratch + team.rank() * size;
-      const index_t first = packed ? i + 1 : 0;
-      const Out* in = packed ? rows.read(0, packed_row(size, i), size - first, own) : rows.read(i, 0, size, own);
-      for (index_t j = first; j < size; ++j) m.row(i)[j] = in[j - first];
-      if (whole) own_poison += m.row(i)[i] * 0;
-      m.row(i)[i] = 1;
+    T invalid = 0, norm = 0;
+    if (packed) {
+      const Rows<T> rows(batch_item(call.A, 2, item), call.A.dtype, call.A.step(-2), call.A.step(-1));
+      own_rows(size, team, [&](index_t i) {
+        T* to = m.row(i) + i + 1;
+        const T* in = rows.read(0, packed_row(size, i), size - i - 1, to);
+        if (in != to) std::copy_n(in, size - i - 1, to);
+      });
+    } else {
+      copy_matrix(call.A, item, m, team);
     }
     team.barrier();
-    each_pair(size, team, [&](index_t i, index_t j) {
-      T &lower = m.row(i)[j], &upper = m.row(j)[i];
-      const T half = packed ? -upper : whole ? lower * T(0.25) - upper * T(0.25) : lower * T(0.5);
-      lower = -half;
-      upper = half;
-    });
+    if (call.given == SkewStorage::kSquare && team.rank() == 0) {
+      for (index_t i = 0; i < size; ++i) invalid += m.row(i)[i] * 0;
+    }
     team.barrier();
-    for (index_t i = team.rank(); i < size; i += team.size()) {
+    form_pivots(m, call.given, team);
+    team.barrier();
+    own_rows(size, team, [&](index_t i) {
       Vec<T> sums{};
       for (index_t j = 0; j < size; j += kLanes<T>) {
         const Vec<T> entries = load(m.row(i) + j);
@@ -214,9 +238,11 @@ T load_padded(const Call<Out>& call, index_t item, const PaddedSquare<T>& m, T& 
       T sum = -1;
       for (index_t lane = 0; lane < kLanes<T>; ++lane) sum += sums[lane];
       sum *= 2;
-      own_poison += sum * 0;
-      norms[team.rank()] = std::max(norms[team.rank()], sum);
-    }
+      invalid += sum * 0;
+      norm = std::max(norm, sum);
+    });
+    norms[team.rank()] = norm;
+    norms[threads + team.rank()] = invalid;
   });
   for (int i = 0; i < threads; ++i) poison += norms[threads + i];
   return *std::max_element(norms, norms + threads);
@@ -231,10 +257,7 @@ template <class T, class Out>
   load_padded(call, item, M, ignored, 1);
   parallel_team(threads, [&](Team team) {
     for (int step = 0; step < steps; ++step) {
-      const auto own_rows = [&](auto&& body) {
-        for (index_t i = team.rank(); i < call.size; i += team.size()) body(i);
-      };
-      own_rows([&](index_t i) {
+      own_rows(call.size, team, [&](index_t i) {
         std::fill_n(R.row(i), call.size, T(0));
         R.row(i)[i] = 1;
       });
@@ -242,11 +265,11 @@ template <class T, class Out>
       multiply_into(R, M.data, M.step, 1, W, Update::kSubtract, team);
       team.barrier();
       // W R, then W + W R through R: W is an operand of all rows.
-      own_rows([&](index_t i) { R.row(i)[i] += 1; });
+      own_rows(call.size, team, [&](index_t i) { R.row(i)[i] += 1; });
       team.barrier();
       multiply_into(M, W.data, W.step, 1, R, Update::kStore, team);
       team.barrier();
-      own_rows([&](index_t i) { std::copy_n(M.row(i), call.size, W.row(i)); });
+      own_rows(call.size, team, [&](index_t i) { std::copy_n(M.row(i), call.size, W.row(i)); });
       team.barrier();
       if (step + 1 < steps && team.rank() == 0) load_padded(call, item, M, ignored, 1);
       team.barrier();
@@ -254,11 +277,40 @@ template <class T, class Out>
   });
 }
 
+// A vector as `count` numbers of the type of the result.
+template <class Out, class T>
+[[gnu::always_inline]] inline void store_result(Out* to, Vec<T> v, index_t count) {
+  if constexpr (sizeof(Out) == sizeof(T)) {
+    store_entries(to, v, count);
+  } else {
+    for (index_t lane = 0; lane < std::min<index_t>(kLanes<T>, count); ++lane) to[lane] = static_cast<Out>(v[lane]);
+  }
+}
+
 template <class T, class Out>
 void store_inverse(const Call<Out>& call, index_t item, const PaddedSquare<T>& w, T poison, index_t row) {
   if (!call.W) return;
   Out* W = call.W + (item * call.size + row) * call.size;
-  for (index_t j = 0; j < call.size; ++j) W[j] = static_cast<Out>(w.row(row)[j] + poison);
+  for (index_t j = 0; j < call.size; j += kLanes<T>) {
+    store_result<Out, T>(W + j, load(w.row(row) + j) + poison, call.size - j);
+  }
+}
+
+// W and Q = 2 W - I.
+template <class T, class Out>
+void write_padded(const Call<Out>& call, index_t item, const PaddedSquare<T>& w, T poison, int threads) {
+  const index_t size = call.size;
+  parallel_team(threads, [&](Team team) {
+    own_rows(size, team, [&](index_t i) {
+      store_inverse(call, item, w, poison, i);
+      T* in = w.row(i);
+      in[i] -= T(0.5);
+      Out* Q = call.Q + (item * size + i) * size;
+      for (index_t j = 0; j < size; j += kLanes<T>) {
+        store_result<Out, T>(Q + j, 2 * load(in + j) + poison, size - j);
+      }
+    });
+  });
 }
 
 // W, B W and 2 B W - B.
@@ -266,25 +318,28 @@ template <class T, class Out>
 void multiply_base(const Call<Out>& call, index_t item, const PaddedSquare<T>& w, T poison, int threads) {
   const index_t size = call.size, first = item * size * size;
   Workspace workspace;
-  const auto product = PaddedSquare<T>::take(size, workspace), base = PaddedSquare<T>::take(size, workspace);
-  const Rows<Out> rows(batch_item(*call.base, 2, item), call.base->dtype, call.base->step(-2), call.base->step(-1));
-  Out* scratch = workspace.take<Out>(size * threads);
+  const auto product = PaddedSquare<T>::take(size, workspace);
+  const bool in_place =
+      sizeof(T) == sizeof(Out) && call.base->step(-1) == 1 && size % std::max<index_t>(kLanes<T>, kTileRows) == 0;
+  void* given = const_cast<void*>(batch_item(*call.base, 2, item));
+  const auto base = in_place ? PaddedSquare<T>{static_cast<T*>(given), size, call.base->step(-2)}
+                             : PaddedSquare<T>::take(size, workspace);
   parallel_team(threads, [&](Team team) {
-    for (index_t i = team.rank(); i < size; i += team.size()) {
-      const Out* in = rows.read(i, 0, size, scratch + team.rank() * size);
-      for (index_t j = 0; j < size; ++j) base.row(i)[j] = in[j];
-    }
+    own_rows(size, team, [&](index_t i) { store_inverse(call, item, w, poison, i); });
+    if (!in_place) copy_matrix(*call.base, item, base, team);
     team.barrier();
-    multiply_into(product, base.data, base.step, 1, w, Update::kStore, team);
-    team.barrier();
-    for (index_t i = team.rank(); i < size; i += team.size()) {
-      const T *own = product.row(i), *from = base.row(i);
-      Out* Q = call.Q + first + i * size;
-      Out* turned = call.turned ? call.turned + first + i * size : nullptr;
-      store_inverse(call, item, w, poison, i);
-      for (index_t j = 0; turned && j < size; ++j) turned[j] = static_cast<Out>(own[j] + poison);
-      for (index_t j = 0; j < size; ++j) Q[j] = static_cast<Out>(2 * own[j] - from[j] + poison);
-    }
+    multiply_through(product, base.data, base.step, 1, w, team, [&](index_t row, index_t column, auto& sums) {
+      for (index_t i = row; i < std::min(row + kTileRows, size); ++i) {
+        const index_t start = first + i * size;
+        index_t j = column;
+        for (Vec<T> sum : sums[i - row]) {
+          if (j >= size) break;
+          if (call.turned) store_result<Out, T>(call.turned + start + j, sum + poison, size - j);
+          store_result<Out, T>(call.Q + start + j, 2 * sum - load(base.row(i) + j) + poison, size - j);
+          j += kLanes<T>;
+        }
+      }
+    });
   });
 }
 
@@ -301,14 +356,9 @@ void padded(const Call<Out>& call, index_t item, int threads) {
   parallel_team(threads, [&](Team team) { invert_padded(w, work, team); });
   if (steps > 0) refine_padded(call, item, w, steps, threads);
   if (call.base) return multiply_base(call, item, w, poison, threads);
-  for (index_t i = 0; i < size; ++i) {
-    store_inverse(call, item, w, poison, i);
-    T* in = w.row(i);
-    in[i] -= T(0.5);
-    Out* Q = call.Q + (item * size + i) * size;
-    for (index_t j = 0; j < size; ++j) Q[j] = static_cast<Out>(2 * in[j] + poison);
-  }
+  write_padded(call, item, w, poison, threads);
 }
+
 template <class T>
 void run(const Call<T>& call, int threads) {
   const double size = static_cast<double>(call.size);

@@ -55,19 +55,14 @@ void gradient_interleaved(const GradientCall<T>& call, index_t index) {
   deinterleave<T>(G.data, size, 1, group, size, size, call.d_A);
 }
 
-// A square operand whose rows are whole vectors, where it lies or as a copy.
+// A square operand whose rows are whole vectors, where it lies or with room for a copy.
 template <class T>
-PaddedSquare<T> padded_rows(const TensorView& matrices, index_t item, Workspace& workspace) {
-  const index_t size = matrices.size(-1), step = matrices.step(-2);
-  T* data = static_cast<T*>(const_cast<void*>(batch_item(matrices, 2, item)));
-  if (size % std::max<index_t>(kLanes<T>, kTileRows) == 0 && matrices.step(-1) == 1) return {data, size, step};
-  const auto copy = PaddedSquare<T>::take(size, workspace);
-  const Rows<T> rows(data, matrices.dtype, step, matrices.step(-1));
-  for (index_t i = 0; i < size; ++i) {
-    const T* in = rows.read(i, 0, size, copy.row(i));
-    if (in != copy.row(i)) std::copy_n(in, size, copy.row(i));
-  }
-  return copy;
+PaddedSquare<T> operand(const TensorView& matrices, index_t item, Workspace& workspace) {
+  const index_t size = matrices.size(-1);
+  void* data = const_cast<void*>(batch_item(matrices, 2, item));
+  const bool in_place = size % std::max<index_t>(kLanes<T>, kTileRows) == 0 && matrices.step(-1) == 1;
+  return in_place ? PaddedSquare<T>{static_cast<T*>(data), size, matrices.step(-2)}
+                  : PaddedSquare<T>::take(size, workspace);
 }
 
 // 1 in the first r lanes, 0 in the others.
@@ -116,19 +111,24 @@ template <class T>
 void gradient_padded(const GradientCall<T>& call, index_t item, int threads) {
   const index_t size = call.size;
   Workspace workspace;
-  const auto first = padded_rows<T>(call.first(), item, workspace);
-  const auto second = call.turned ? padded_rows<T>(call.W, item, workspace) : first;
+  const auto first = operand<T>(call.first(), item, workspace);
+  const auto second = call.turned ? operand<T>(call.W, item, workspace) : first;
   const auto P = PaddedSquare<T>::take(size, workspace), S = PaddedSquare<T>::take(size, workspace);
-  const T* left = static_cast<const T*>(batch_item(call.G, 2, item));  // G^T
-  index_t left_row = call.G.step(-1), left_column = call.G.step(-2);
+  // G^T, of which whole tiles are read where they lie; S is free until then.
   const bool whole = size % kTileRows == 0;
-  if (!whole) {
-    const auto G = padded_rows<T>(call.G, item, workspace);
-    left = G.data, left_row = 1, left_column = G.step;
-  }
+  const void* given = batch_item(call.G, 2, item);
+  const T* left = whole ? static_cast<const T*>(given) : S.data;
+  const index_t left_row = whole ? call.G.step(-1) : 1, left_column = whole ? call.G.step(-2) : S.step;
   const bool packed = call.given == SkewStorage::kPacked;
   T* d_A = call.d_A + item * (packed ? packed_count(size) : size * size);
+  const auto bring = [&](const TensorView& from, const PaddedSquare<T>& to, Team team) {
+    if (to.data != batch_item(from, 2, item)) copy_matrix(from, item, to, team);
+  };
   parallel_team(threads, [&](Team team) {
+    bring(call.first(), first, team);
+    if (call.turned) bring(call.W, second, team);
+    if (!whole) copy_matrix(call.G, item, S, team);
+    team.barrier();
     multiply_into(P, left, left_row, left_column, first, Update::kStore, team);
     team.barrier();
     multiply_into(S, second.data, second.step, 1, P, Update::kStore, team);

@@ -1,5 +1,3 @@
-#include <numeric>
-
 #include "core/dispatch.h"
 #include "ops/orthogonal/newton_schulz_item.h"
 
@@ -15,7 +13,7 @@ void run_item(const SchulzItem& item, const std::vector<OddPolynomial>& polynomi
   });
 }
 
-// All matrices of all arrays, the most work first.
+// All matrices of all arrays.
 std::vector<SchulzItem> items_of(const std::vector<TensorView>& G, const std::vector<TensorView>& results) {
   std::vector<SchulzItem> items;
   for (std::size_t i = 0; i < G.size(); ++i) {
@@ -29,30 +27,16 @@ std::vector<SchulzItem> items_of(const std::vector<TensorView>& G, const std::ve
           {batch_item(from, 2, item), result + item * bytes, from.dtype, rows, columns, from.step(-2), from.step(-1)});
     }
   }
-  std::stable_sort(items.begin(), items.end(),
-                   [](const SchulzItem& a, const SchulzItem& b) { return a.flops(5) > b.flops(5); });
   return items;
 }
 
 }  // namespace
 
-// A matrix that is a large part of what is left is worked on by all threads, the rest one matrix to a thread.
 void newton_schulz_cpu(const std::vector<TensorView>& G, const std::vector<TensorView>& results,
                        const std::vector<OddPolynomial>& polynomials, double least_norm, int threads) {
-  const std::vector<SchulzItem> items = items_of(G, results);
-  const double steps = static_cast<double>(polynomials.size());
-  double left = 0;
-  for (const SchulzItem& item : items) left += item.flops(steps);
-  std::size_t shared = 0;
-  for (; shared < items.size(); ++shared) {
-    const double flops = items[shared].flops(steps);
-    if (flops * 4 * threads < left) break;
-    run_item(items[shared], polynomials, least_norm, useful_threads(flops / 4, threads));
-    left -= flops;
-  }
-  parallel_for(
-      static_cast<index_t>(items.size() - shared), useful_threads(left, threads),
-      [&](index_t i) { run_item(items[shared + static_cast<std::size_t>(i)], polynomials, least_norm, 1); }, 1);
+  std::vector<SchulzItem> items = items_of(G, results);
+  deal_matrices(items, static_cast<double>(polynomials.size()), threads,
+                [&](const SchulzItem& item, int useful) { run_item(item, polynomials, least_norm, useful); });
 }
 
 }  // namespace subspan

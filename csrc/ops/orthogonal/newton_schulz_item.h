@@ -294,4 +294,23 @@ class SchulzIteration {
   T* vectors_;
 };
 
+// run(item, threads) for all, the most work first. A matrix that is a large part of what is left is worked on by all
+// threads, the rest one matrix to a thread.
+template <class Item, class Run>
+void deal_matrices(std::vector<Item>& items, double steps, int threads, Run&& run) {
+  std::stable_sort(items.begin(), items.end(), [](const Item& a, const Item& b) { return a.flops(5) > b.flops(5); });
+  double left = 0;
+  for (const Item& item : items) left += item.flops(steps);
+  std::size_t shared = 0;
+  for (; shared < items.size(); ++shared) {
+    const double flops = items[shared].flops(steps);
+    if (flops * 4 * threads < left) break;
+    run(items[shared], useful_threads(flops / 4, threads));
+    left -= flops;
+  }
+  parallel_for(
+      static_cast<index_t>(items.size() - shared), useful_threads(left, threads),
+      [&](index_t i) { run(items[shared + static_cast<std::size_t>(i)], 1); }, 1);
+}
+
 }  // namespace subspan

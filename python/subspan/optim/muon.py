@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import _check
+from .. import _check, _native, _route
 from ..composite.newton_schulz import by_shape
 from ..ops.newton_schulz import of_list, polynomials
 from ._descent import (
@@ -65,8 +66,9 @@ class Muon(Descent):
             gradients.
 
     Cost:
-        Of the iteration, see ``newton_schulz``; beside it the buffer, the update and the parameter are passed over four
-        times. Memory: the buffer, and the update of all parameters during a step.
+        Of the iteration, see ``newton_schulz``; beside it every array is passed over once, on the CPU in one call of a
+        kernel for all matrices in float32 and float64. Memory: the buffer, and the update of one matrix for each
+        thread; elsewhere, and for half precision, the update of all parameters during a step.
 
     Source:
         Jordan et al. 2024, Muon; the factor of "match_rms_adamw" from Liu et al. 2025, Muon is Scalable for LLM
@@ -135,13 +137,49 @@ class Muon(Descent):
                 raise ValueError(f"{op}: params: expected 2 or more dimensions, got shape {tuple(parameter.shape)}")
 
     def _update(self, jobs: list[Job]) -> None:
+        for parameter, _, _ in jobs:
+            if "momentum_buffer" not in self.state[parameter]:
+                buffer = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+                self.state[parameter]["momentum_buffer"] = buffer
+        served = [job for job in jobs if _by_kernel(job)]
+        for members in grouped(served, _iteration_of_groups()):
+            self._step_by_kernel(members)
+        if len(served) < len(jobs):
+            kept = {id(job[0]) for job in served}
+            self._step_by_lists([job for job in jobs if id(job[0]) not in kept])
+
+    def _step_by_kernel(self, jobs: list[Job]) -> None:
+        """In place; arrays that are not packed through copies."""
+        coefficients, eps, _, _ = _iteration(jobs[0][2], jobs[0][0].device)
+        arrays: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
+        numbers: list[float] = []
+        changed: list[tuple[Tensor, Tensor]] = []
+        for parameter, gradient, group in jobs:
+            buffer = self.state[parameter]["momentum_buffer"]
+            for to, tensor in zip(arrays, (parameter.detach(), gradient, buffer), strict=True):
+                packed = tensor.contiguous()
+                to.append(packed if packed.ndim == 2 else _as_matrix(packed, group))
+            changed += [(parameter, arrays[0][-1]), (buffer, arrays[2][-1])]
+            lr = group["lr"]
+            kept = 1 - lr * group["weight_decay"]
+            numbers += (_rate(group, arrays[0][-1]), kept, group["momentum"], float(group["nesterov"]))
+        flat = [number for polynomial in coefficients for number in polynomial]
+        _native.cpu.muon_step(*arrays, numbers, flat, eps, _route.threads())
+        for tensor, packed in changed:
+            if tensor.data_ptr() == packed.data_ptr():
+                torch.autograd.graph.increment_version(tensor)
+            else:
+                tensor.copy_(packed.reshape(tensor.shape))
+
+    def _step_by_lists(self, jobs: list[Job]) -> None:
         updates = self._directions(jobs)
         moved: list[tuple[Tensor, Tensor, float | Tensor]] = []
         for group in self.param_groups:
             decayed = [parameter for parameter, _, own in jobs if own is group]
             if decayed and group["weight_decay"] != 0:
                 mul_(decayed, 1 - group["lr"] * group["weight_decay"])
-        for members in grouped(list(zip(jobs, updates, strict=True)), lambda item: _iteration(item[0])):
+        key = _iteration_of_groups()
+        for members in grouped(list(zip(jobs, updates, strict=True)), lambda item: key(item[0])):
             matrices = [_as_matrix(update, job[2]) for job, update in members]
             for (job, update), matrix in zip(members, _orthogonal(matrices, members[0][0]), strict=True):
                 moved.append((job[0], matrix.reshape(update.shape), _rate(job[2], matrix)))
@@ -155,10 +193,6 @@ class Muon(Descent):
 
     def _directions(self, jobs: list[Job]) -> list[Tensor]:
         """U of every parameter, B being brought up to date."""
-        for parameter, _, _ in jobs:
-            if "momentum_buffer" not in self.state[parameter]:
-                buffer = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-                self.state[parameter]["momentum_buffer"] = buffer
         directions: dict[int, Tensor] = {}
         for same in grouped(jobs, lambda job: (job[2]["momentum"], job[2]["nesterov"], job[0].device)):
             momentum, nesterov = same[0][2]["momentum"], same[0][2]["nesterov"]
@@ -175,11 +209,32 @@ def _number(rate: float | Tensor) -> Any:
     return id(rate) if isinstance(rate, Tensor) else rate
 
 
-def _iteration(job: Job) -> Any:
+def _iteration(group: dict[str, Any], device: torch.device) -> Any:
     """What matrices must agree in to be iterated together. float32 and float64 may differ, devices may not."""
-    parameter, _, group = job
     coefficients = tuple(polynomials(group["ns_steps"], group["ns_coefficients"]))
-    return coefficients, group["eps"], group["ns_dtype"], parameter.device
+    return coefficients, group["eps"], group["ns_dtype"], device
+
+
+def _iteration_of_groups() -> Callable[[Job], Any]:
+    """That of a job, found once for a group."""
+    known: dict[tuple[int, torch.device], Any] = {}
+
+    def iteration(job: Job) -> Any:
+        own = id(job[2]), job[0].device
+        if own not in known:
+            known[own] = _iteration(job[2], job[0].device)
+        return known[own]
+
+    return iteration
+
+
+def _by_kernel(job: Job) -> bool:
+    """Whether the kernel takes the whole step: in the type of the parameter, at a rate that is a number."""
+    parameter, gradient, group = job
+    dtype = parameter.dtype
+    if dtype not in (torch.float32, torch.float64) or gradient.dtype != dtype or isinstance(group["lr"], Tensor):
+        return False
+    return group["ns_dtype"] in (None, dtype) and _route.kernel_serves([parameter, gradient])
 
 
 def _as_matrix(update: Tensor, group: dict[str, Any]) -> Tensor:
@@ -187,7 +242,7 @@ def _as_matrix(update: Tensor, group: dict[str, Any]) -> Tensor:
 
 
 def _orthogonal(matrices: list[Tensor], job: Job) -> list[Tensor]:
-    coefficients, eps, dtype, _ = _iteration(job)
+    coefficients, eps, dtype, _ = _iteration(job[2], job[0].device)
     if dtype is torch.bfloat16:
         return by_shape(
             [matrix.bfloat16() for matrix in matrices], lambda stack: _in_bfloat16(stack, coefficients, eps)
