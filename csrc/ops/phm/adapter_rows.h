@@ -7,7 +7,8 @@
 namespace subspan {
 
 // `count` <= kLanes rows of an array, at `at[r]`; of packed scratch memory where they cannot be read in place. Rows
-// beyond the last one are zero.
+// beyond the last one are zero. Rows of the next tile are asked for while these are multiplied: `ahead` entries on, or
+// 0.
 template <class T>
 class RowTile {
  public:
@@ -20,9 +21,11 @@ class RowTile {
     for (index_t r = 0; r < kLanes<T>; ++r) {
       at[r] = r < count ? rows.read(first + r, 0, length_, scratch_ + r * length_) : zeros_;
     }
+    ahead = rows.in_place() && count == kLanes<T> ? kLanes<T> * (at[1] - at[0]) : 0;
   }
 
   const T* at[kLanes<T>];
+  index_t ahead;
 
  private:
   index_t length_;
@@ -44,13 +47,16 @@ constexpr int kAdapterRows = 4;   // of x at once
 constexpr int kAdapterWidth = 4;  // rows of factors at once, at most
 
 template <int Width, class T>
-[[gnu::always_inline]] inline void dots_part(const T* const* rows, index_t offset, const Skinny<T>& factors, index_t t0,
-                                             T* to) {
+[[gnu::always_inline]] inline void dots_part(const T* const* rows, index_t offset, index_t ahead,
+                                             const Skinny<T>& factors, index_t t0, T* to) {
   Vec<T> sums[Width * kAdapterRows] = {};
   const auto step = [&](index_t b, auto&& read) {
     Vec<T> row[kAdapterRows];
 #pragma GCC unroll 4
-    for (int r = 0; r < kAdapterRows; ++r) row[r] = read(rows[r] + offset + b);
+    for (int r = 0; r < kAdapterRows; ++r) {
+      row[r] = read(rows[r] + offset + b);
+      if (ahead != 0) __builtin_prefetch(rows[r] + offset + b + ahead, 0, 2);
+    }
 #pragma GCC unroll 4
     for (int t = 0; t < Width; ++t) {
       const Vec<T> factor = load(factors.row(t0 + t) + b);
@@ -119,7 +125,7 @@ void dot_groups(const RowTile<T>& tile, index_t groups, const Skinny<T>& factors
   for (index_t g = 0; g < groups; ++g) {
     for (index_t r = 0; r < kLanes<T>; r += detail::kAdapterRows) {
       detail::for_width(factors.width, [&](index_t t, auto width) {
-        detail::dots_part<width.value>(tile.at + r, g * factors.length, factors, t,
+        detail::dots_part<width.value>(tile.at + r, g * factors.length, t == 0 ? tile.ahead : 0, factors, t,
                                        products + (g * factors.width + t) * kLanes<T> + r);
       });
     }

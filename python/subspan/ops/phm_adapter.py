@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from .. import _check, _native, _route
-from .phm import check_length
+from .phm import check_length, phm_weight
 
 composite: Any = None  # without torch there is nothing to compose
 if _check.torch is not None:
@@ -73,52 +73,55 @@ _adapter = _route.register(
 )
 
 
-def _unit_matrices(like: Any, terms: int, size: int) -> Any:
-    """An identity for every term, in the type and place of an array."""
-    if _check.is_torch(like):
-        return _check.torch.eye(size, dtype=like.dtype, device=like.device).expand(terms, size, size)
-    import numpy as np
-
-    module = np
-    if _check.is_cupy(like):
-        import cupy
-
-        module = cupy
-    return module.broadcast_to(module.eye(size, dtype=like.dtype), (terms, size, size))
+def _one_term(A: Any, S: Any) -> list[Any]:
+    """A map of full rank as A, U and V of one term and one component: 1, I and its weight or, where that has fewer
+    columns than rows, 1, its weight and I. Both are composed, which costs as much as a few rows of x."""
+    W = phm_weight(A, S)
+    size = min(W.shape[-2:])
+    if _check.is_torch(W):
+        identity = _check.torch.eye(size, dtype=W.dtype, device=W.device)
+    else:
+        identity = W[..., :size, :size] * 0
+        identity[..., range(size), range(size)] = 1
+    matrices = (identity, W) if W.shape[-2] <= W.shape[-1] else (W, identity)
+    left, right = (_check.expand(m, (*W.shape[:-2], *m.shape[-2:])) for m in matrices)
+    one = identity[..., :1, :1]
+    return [_check.expand(one, (*W.shape[:-2], 1, 1))[..., None, :, :], left[..., None, :, :], right[..., None, :, :]]
 
 
 def _factors(op: str, name: str, given: Any, x: Any) -> list[Any]:
-    """A, U, V and the bias of (A, U, V, bias), or of (A, S, bias), whose shorter side becomes the rank: exact, and at
-    the cost of S itself."""
+    """A, U, V and the bias of (A, U, V, bias), or of (A, S, bias), whose weight is composed."""
     if not isinstance(given, (tuple, list)) or len(given) not in (3, 4):
         got = f"{len(given)} entries" if isinstance(given, (tuple, list)) else type(given).__name__
         raise TypeError(f"{op}: {name}: expected (A, U, V, bias) or (A, S, bias), got {got}")
     *matrices, bias = given
     for letter, array in zip("AUV" if len(given) == 4 else "AS", matrices, strict=True):
-        label = f"{name}.{letter}"
+        label = f"{name}_{letter}"
         _check.same_kind(op, label, array, "x", x)
         _check.matrix(op, label, array, 3)
         if 0 in array.shape[-3:]:
             expected = "(*batch, terms, rows, columns) without a zero"
             raise ValueError(f"{op}: {label}: expected {expected}, got shape {tuple(array.shape)}")
         if array.shape[-3] != matrices[0].shape[-3]:
-            expected = f"as many terms as the {matrices[0].shape[-3]} of {name}.A {tuple(matrices[0].shape)}"
+            expected = f"as many terms as the {matrices[0].shape[-3]} of {name}_A {tuple(matrices[0].shape)}"
             raise ValueError(f"{op}: {label}: expected {expected}, got shape {tuple(array.shape)}")
     if bias is not None:
-        _check.same_kind(op, f"{name}.bias", bias, "x", x)
-        _check.matrix(op, f"{name}.bias", bias, 1)
+        _check.same_kind(op, f"{name}_bias", bias, "x", x)
+        _check.matrix(op, f"{name}_bias", bias, 1)
     if len(matrices) == 2:
         A, S = matrices
-        rows, columns = S.shape[-2:]
-        identity = _unit_matrices(S, S.shape[-3], min(rows, columns))
-        matrices = [A, identity, S] if rows <= columns else [A, S, identity]
+        if bias is not None:
+            check_length(op, f"{name}_bias", bias, A.shape[-2], S.shape[-2], {f"{name}_A": A, f"{name}_S": S})
+        _check.broadcast_batch(op, f"{name}_S", S, 3, f"{name}_A", A, 3)
+        compute = _check.COMPUTE_DTYPE[x.dtype]
+        matrices = _one_term(_check.cast(A, compute), _check.cast(S, compute))
     A, U, V = matrices
     if U.shape[-1] != V.shape[-2]:
-        expected = f"(*batch, {V.shape[-3]}, {U.shape[-1]}, k) for {name}.U {tuple(U.shape)}"
-        raise ValueError(f"{op}: {name}.V: expected {expected}, got shape {tuple(V.shape)}")
-    sizes = {f"{name}.A": A, f"{name}.U": U}
+        expected = f"(*batch, {V.shape[-3]}, {U.shape[-1]}, k) for {name}_U {tuple(U.shape)}"
+        raise ValueError(f"{op}: {name}_V: expected {expected}, got shape {tuple(V.shape)}")
+    sizes = {f"{name}_A": A, f"{name}_U": U}
     if bias is not None:
-        check_length(op, f"{name}.bias", bias, A.shape[-2], U.shape[-2], sizes)
+        check_length(op, f"{name}_bias", bias, A.shape[-2], U.shape[-2], sizes)
     compute = _check.COMPUTE_DTYPE[x.dtype]
     return [*(_check.cast(array, compute) for array in matrices), None if bias is None else _check.cast(bias, compute)]
 
@@ -150,8 +153,8 @@ def phm_adapter(x: Any, down: Any, up: Any, activation: str = "gelu", residual: 
         cache. Extra memory of a few rows for each thread.
 
     Gradient:
-        Closed form. x and the factors are saved; hidden units are computed again, 16 rows at a time. Two more passes over
-        the rows of dy and x give every gradient. At the kink of relu that of 0.
+        Closed form. x and the factors are saved; hidden units are computed again, 16 rows at a time. Two more passes
+        over the rows of dy and x give every gradient. At the kink of relu that of 0.
 
     Source:
         Karimi Mahabadi et al. 2021, Compacter: Efficient Low-Rank Hypercomplex Adapter Layers, section 3. Replaces
@@ -170,7 +173,7 @@ def phm_adapter(x: Any, down: Any, up: Any, activation: str = "gelu", residual: 
     _check.flag(op, "residual", residual)
     _check.matrix(op, "x", x, 1)
     first, second = _factors(op, "down", down, x), _factors(op, "up", up, x)
-    check_length(op, "x", x, first[0].shape[-1], first[2].shape[-1], {"down.A": first[0], "down.V": first[2]})
+    check_length(op, "x", x, first[0].shape[-1], first[2].shape[-1], {"down_A": first[0], "down_V": first[2]})
     hidden = first[0].shape[-2] * first[1].shape[-2]
     taken, outputs = second[0].shape[-1] * second[2].shape[-1], second[0].shape[-2] * second[1].shape[-2]
     if taken != hidden:
@@ -189,7 +192,7 @@ def phm_adapter(x: Any, down: Any, up: Any, activation: str = "gelu", residual: 
         expected = "(*batch, rows, features) where a factor has batch dimensions"
         raise ValueError(f"{op}: x: expected {expected}, got shape {tuple(x.shape)}")
     batch = tuple(x.shape[:-2])
-    names = [f"{side}.{name}" for side in ("down", "up") for name, _ in _FACTORS]
+    names = [f"{side}_{name}" for side in ("down", "up") for name, _ in _FACTORS]
     for name, array, core in zip(names, arrays, cores, strict=True):
         if array is not None:
             batch = _check.broadcast_batch(op, name, array, core, "x", _check.expand(x, (*batch, *x.shape[-2:])), 2)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from .. import _check
-from .phm import check_length, phm_weight
+from .phm import check_length, phm_linear, phm_weight
 
 Size = int | Sequence[int]
+
+#: W has so many times as many rows as there are positions where a convolution is a product of patches.
+FEW = 4
 
 
 def sizes(op: str, name: str, value: Any, dims: int, least: int) -> tuple[int, ...]:
@@ -50,7 +54,9 @@ def _check_shapes(op: str, x: Any, A: Any, S: Any, bias: Any, dims: int) -> None
 def compose(A: Any, S: Any, transposed: bool) -> Any:
     """The weight as torch has it: (out, in, *kernel), or (in, out, *kernel) of a transposed convolution."""
     if transposed:  # the factors of every tap's transpose: a copy of S, which is 1/n of the weight
-        A, S = A.transpose(-1, -2), S.transpose(1, 2)
+        terms, l, k, *kernel = S.shape  # noqa: E741
+        A = A.transpose(-1, -2)
+        S = S.reshape(terms, k, l, *kernel) if 1 in (l, k) else S.transpose(1, 2)  # whose gradient is packed as S is
     terms, rows, columns, *kernel = S.shape
     W = phm_weight(A, S.reshape(terms, rows, -1))
     return W.reshape(A.shape[-2] * rows, A.shape[-1] * columns, *kernel)
@@ -64,11 +70,26 @@ def _without_autocast(function: Any) -> Any:
     return without_autocast(function)
 
 
+def _patches(x: Any, kernel: tuple[int, ...], options: dict[str, Any]) -> Any:
+    """What the kernel sees of one or two dimensions of every item, as rows: (positions of all items, channels taps)."""
+    size, dilation, padding, stride = kernel, options["dilation"], options["padding"], options["stride"]
+    if len(kernel) == 1:
+        x, size, dilation, padding, stride = x.unsqueeze(-2), (1, *size), (1, *dilation), (0, *padding), (1, *stride)
+    seen = _check.torch.nn.functional.unfold(x, size, dilation, padding, stride).transpose(1, 2)
+    return seen.reshape(-1, seen.shape[-1])
+
+
 @_without_autocast
-def _run(x: Any, A: Any, S: Any, bias: Any, dims: int, transposed: bool, options: dict[str, Any]) -> Any:
-    functional = _check.torch.nn.functional
+def _run(x: Any, A: Any, S: Any, bias: Any, out: list[int], transposed: bool, options: dict[str, Any]) -> Any:
+    dims, items = len(out), x.shape[0] if x.ndim > len(out) + 1 else 1
+    if not transposed and dims < 3 and 0 < FEW * items * math.prod(out) <= A.shape[-2] * S.shape[1]:
+        # Fewer rows than W has: composing it in the cache, as it is multiplied, spares its way through memory.
+        batched = x if x.ndim > dims + 1 else x.unsqueeze(0)
+        y = phm_linear(_patches(batched, tuple(S.shape[3:]), options), A, S.flatten(2), bias)
+        y = y.reshape(items, *out, y.shape[-1]).movedim(-1, 1)
+        return y if x.ndim > dims + 1 else y.squeeze(0)
     name = f"conv_transpose{dims}d" if transposed else f"conv{dims}d"
-    return getattr(functional, name)(x, compose(A, S, transposed), bias, **options)
+    return getattr(_check.torch.nn.functional, name)(x, compose(A, S, transposed), bias, **options)
 
 
 def _convolution(
@@ -97,19 +118,22 @@ def _convolution(
             )
         ]
     else:
-        out = [n + 2 * p - r + 1 for n, p, r in zip(space, options["padding"], reach, strict=True)]
+        out = [
+            (n + 2 * p - r) // s + 1
+            for n, s, p, r in zip(space, options["stride"], options["padding"], reach, strict=True)
+        ]
     if 0 in space or min(out) < 1:
         expected = f"sizes of which the kernel {tuple(S.shape[3:])} leaves something"
         raise ValueError(f"{op}: x: expected {expected}, got shape {tuple(x.shape)}")
     if not _check.is_torch(x):
-        return _through_torch(op, arrays, dims, transposed, options)
+        return _through_torch(op, arrays, out, transposed, options)
     compute = _check.COMPUTE_DTYPE[x.dtype]
     x, A, S = (_check.cast(array, compute) for array in (x, A, S))
     bias = None if bias is None else _check.cast(bias, compute)
-    return _run(x, A, S, bias, dims, transposed, options)
+    return _run(x, A, S, bias, out, transposed, options)
 
 
-def _through_torch(op: str, arrays: tuple[Any, ...], dims: int, transposed: bool, options: dict[str, Any]) -> Any:
+def _through_torch(op: str, arrays: tuple[Any, ...], out: list[int], transposed: bool, options: dict[str, Any]) -> Any:
     torch = _check.torch
     if torch is None:
         raise TypeError(f"{op}: x: expected a torch tensor, or another array where torch is installed")
@@ -118,11 +142,11 @@ def _through_torch(op: str, arrays: tuple[Any, ...], dims: int, transposed: bool
     if _check.is_cupy(arrays[0]):
         import cupy
 
-        tensors = [None if a is None else torch.from_dlpack(a) for a in given]
-        return cupy.from_dlpack(_run(*tensors, dims, transposed, options).contiguous())
+        tensors = [None if a is None else torch.utils.dlpack.from_dlpack(a) for a in given]
+        return cupy.from_dlpack(_run(*tensors, out, transposed, options).contiguous())
     # A copy where the array is read-only or its strides are negative, which torch does not take.
     tensors = [None if a is None else torch.from_numpy(np.require(a, requirements=["C", "A", "W"])) for a in given]
-    return _run(*tensors, dims, transposed, options).numpy()
+    return _run(*tensors, out, transposed, options).numpy()
 
 
 def phm_conv1d(
@@ -151,10 +175,12 @@ def phm_conv1d(
 
     Cost:
         That of the framework's convolution, and 2 terms flops for every entry of W, which is written once; no Kronecker
-        product is formed.
+        product is formed. Where all items have few positions, a quarter of p l, W is not formed either: the patches are
+        the rows of :func:`phm_linear`.
 
     Gradient:
-        The framework's, whose gradient of W is reduced in one pass to those of S and A. x and W are saved.
+        The framework's, whose gradient of W is reduced in one pass to those of S and A. x and W, or the patches, are
+        saved.
 
     Source:
         Grassucci, Zhang, Comminiello 2022, PHNNs: Lightweight Neural Networks via Parameterized Hypercomplex
@@ -262,8 +288,8 @@ def phm_conv_transpose1d(
     .. math:: y = x *^\top W + b, \qquad W_t = \sum_i (A_i \otimes S_{i, \cdot, \cdot, t})^\top
 
     A multiplies from the left as in :func:`phm_conv1d`, from q components to p: with the rule of quaternions y is w x.
-    Code that gives torch's transposed convolution, whose weight is (in, out, taps), the weight of a convolution computes
-    the conjugate product; it has A and S transposed.
+    Code that gives torch's transposed convolution, whose weight is (in, out, taps), the weight of a convolution
+    computes the conjugate product; it has A and S transposed.
 
     Args:
         x: ([items,] q k, length), as in :func:`phm_conv1d`.

@@ -92,8 +92,8 @@ def bind(a: Any, b: Any, *, architecture: str = "hrr") -> Any:
     Args:
         a: (\*batch, n); float64, float32, float16 or bfloat16. torch, NumPy or CuPy.
         b: (\*batch, n), broadcasts with a.
-        architecture: "hrr", holographic reduced representations: the product of ``algebra("cyclic", n)``, for vectors of
-            independent entries of variance 1 / n. "map", multiply-add-permute: for vectors of 1 and -1.
+        architecture: "hrr", holographic reduced representations: the product of ``algebra("cyclic", n)``, for vectors
+            of independent entries of variance 1 / n. "map", multiply-add-permute: for vectors of 1 and -1.
 
     Returns:
         (\*batch, n), float64 where an argument is and float32 otherwise.
@@ -108,8 +108,8 @@ def bind(a: Any, b: Any, *, architecture: str = "hrr") -> Any:
         The framework's.
 
     Source:
-        Plate 1995, Holographic Reduced Representations; Gayler 1998, Multiplicative Binding, Representation Operators and
-        Analogy. Replaces ``bind`` of torchhd's HRRTensor and MAPTensor.
+        Plate 1995, Holographic Reduced Representations; Gayler 1998, Multiplicative Binding, Representation Operators
+        and Analogy. Replaces ``bind`` of torchhd's HRRTensor and MAPTensor.
 
     >>> import numpy as np, subspan
     >>> print(subspan.bind(np.array([0.0, 1.0, 0.0]), np.array([1.0, 2.0, 3.0])).round(9))  # turned by one
@@ -137,8 +137,8 @@ def unbind(bound: Any, key: Any, *, architecture: str = "hrr") -> Any:
         architecture: as in :func:`bind`.
 
     Returns:
-        (\*batch, n), float64 where an argument is and float32 otherwise. The value is the item of memory with the largest
-        inner product.
+        (\*batch, n), float64 where an argument is and float32 otherwise. The value is the item of memory with the
+        largest inner product.
 
     Raises:
         TypeError, ValueError: wrong arrays, other lengths, an unknown architecture.

@@ -64,13 +64,15 @@ def activation(name: str, z: ArrayLike) -> Array:
     """The activations of adapters: relu, z Phi(z), its approximation by tanh, and z times the logistic function."""
     (z,) = _double(z)
     if name == "relu":
-        return np.maximum(z, 0.0)
+        return z * (z > 0)
     if name == "gelu":
-        erf = np.vectorize(math.erf, otypes=[float])
-        return 0.5 * z * (1 + erf(z / math.sqrt(2)))
+        erf: Array = np.vectorize(math.erf, otypes=[float])(z / math.sqrt(2))
+        return 0.5 * z * (1 + erf)
     if name == "gelu_tanh":
-        return 0.5 * z * (1 + np.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)))
-    return z / (1 + np.exp(-z))
+        tanh: Array = np.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3))
+        return 0.5 * z * (1 + tanh)
+    exponential: Array = np.exp(-z)
+    return z / (1 + exponential)
 
 
 def phm_adapter(
