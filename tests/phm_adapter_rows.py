@@ -19,7 +19,7 @@ Sizes = tuple[int, int, int, int, int, int]
 SHAPES: dict[str, tuple[tuple[int, ...], int, Sizes, Sizes]] = {
     "quaternion size": ((), 3, (4, 4, 4, 1, 2, 1), (4, 4, 4, 2, 1, 1)),
     "one of everything": ((), 1, (1, 1, 1, 1, 1, 1), (1, 1, 1, 1, 1, 1)),
-    "batch": ((3,), 7, (3, 3, 2, 2, 3, 2), (3, 2, 2, 3, 3, 1)),
+    "batch": ((3,), 7, (4, 5, 2, 2, 8, 2), (4, 2, 2, 8, 5, 1)),
     "two batch dimensions": ((2, 2), 2, (1, 2, 1, 1, 3, 1), (2, 1, 2, 3, 1, 2)),
     "empty batch": ((0,), 3, (2, 2, 2, 1, 2, 1), (2, 2, 2, 2, 1, 1)),
     "no rows": ((), 0, (2, 2, 2, 1, 2, 1), (2, 2, 2, 2, 1, 1)),
@@ -108,21 +108,21 @@ def degenerate() -> list[Sample]:
 def bad() -> list[BadInput]:
     ones = torch.ones
     return [
-        BadInput("x not divisible", {"x": ones(3, 7, 5).double()}, ValueError, "x", ("6 = 2 * 3", "4 and 6")),
-        BadInput("bias", {"down_bias": ones(3, 7).double()}, ValueError, "down_bias", ("6 = 3 * 2", "6 and 9")),
-        BadInput("bias up", {"up_bias": ones(3, 7).double()}, ValueError, "up_bias", ("6 = 2 * 3", "6 and 8")),
-        BadInput("other terms", {"down_U": ones(3, 2, 2, 2).double()}, ValueError, "down_U", ("(3, 2, 2, 2)", "3 of")),
-        BadInput("other rank", {"up_V": ones(3, 3, 2, 3).double()}, ValueError, "up_V", ("(3, 3, 2, 3)",)),
-        BadInput("no rank", {"down_U": ones(3, 3, 2, 0).double()}, ValueError, "down_U", ("(3, 3, 2, 0)",)),
-        BadInput("other hidden units", {"up_V": ones(3, 3, 1, 4).double()}, ValueError, "up", ("6 hidden", "8")),
+        BadInput("x not divisible", {"x": ones(3, 7, 5).double()}, ValueError, "x", ("16 = 2 * 8", "4 and 6")),
+        BadInput("bias", {"down_bias": ones(3, 7).double()}, ValueError, "down_bias", ("10 = 5 * 2", "5 and 10")),
+        BadInput("bias up", {"up_bias": ones(3, 7).double()}, ValueError, "up_bias", ("16 = 2 * 8", "6 and 8")),
+        BadInput("terms", {"down_U": ones(3, 3, 2, 2).double()}, ValueError, "down_U", ("(3, 3, 2, 2)", "4 of")),
+        BadInput("other rank", {"up_V": ones(3, 4, 2, 5).double()}, ValueError, "up_V", ("(3, 4, 2, 5)",)),
+        BadInput("no rank", {"down_U": ones(3, 4, 2, 0).double()}, ValueError, "down_U", ("(3, 4, 2, 0)",)),
+        BadInput("hidden units", {"up_V": ones(3, 4, 1, 4).double()}, ValueError, "up", ("10 hidden", "8")),
         BadInput(
-            "other outputs",
-            {"up_U": ones(3, 3, 4, 1).double(), "up_bias": ones(3, 8).double()},
+            "outputs",
+            {"up_U": ones(3, 4, 4, 1).double(), "up_bias": ones(3, 8).double()},
             ValueError,
             "up",
-            ("(3, 7, 6)", "8"),
+            ("(3, 7, 16)", "8"),
         ),
-        BadInput("batch", {"up_A": ones(2, 3, 2, 2).double()}, ValueError, "up_A", ("(2, 3, 2, 2)",)),
+        BadInput("batch", {"up_A": ones(2, 4, 2, 2).double()}, ValueError, "up_A", ("(2, 4, 2, 2)",)),
         BadInput("activation unknown", {"activation": "tanh"}, ValueError, "activation", ("'gelu'",)),
         BadInput("residual no flag", {"residual": 1}, TypeError, "residual"),
     ]

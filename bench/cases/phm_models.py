@@ -33,12 +33,12 @@ def convolution(channels: int, n: int, pixels: int, items: int, bars: tuple[Bar,
             seed, device, (items, channels, pixels, pixels), (n, n, n), (n, k, k, 3, 3)
         ),
         variants=(
-            Variant(PEER, "sum of Kronecker products", baseline.kronecker_conv2d),
-            Variant(PLAIN, "one product makes W", baseline.composed_conv2d),
-            Variant(PLAIN, "einsum makes W", baseline.einsum_conv2d),
-            Variant(SUBSPAN, "subspan", ours),
+            Variant(PEER, "sum of Kronecker products", with_upstream(baseline.kronecker_conv2d)),
+            Variant(PLAIN, "one product makes W", with_upstream(baseline.composed_conv2d)),
+            Variant(PLAIN, "einsum makes W", with_upstream(baseline.einsum_conv2d)),
+            Variant(SUBSPAN, "subspan", with_upstream(ours)),
         ),
-        reference=baseline.kronecker_conv2d,
+        reference=with_upstream(baseline.kronecker_conv2d),
         flops=3 * 2 * items * pixels**2 * 9 * channels**2,
         bytes=FLOAT * (9 * channels**2 * (2 + 2 / n) + 4 * items * channels * pixels**2),
         bars=bars,
@@ -108,4 +108,5 @@ CASES = (
     adapter(768, 24, 4, 1, 1280, (Bar(PLAIN, 4), Bar(PEER, 4)), "Compacter, T5-base"),
     adapter(768, 24, 4, 1, 12800, (), "Compacter, T5-base"),
     adapter(768, 48, 12, 4, 1280, (), "PHM-adapter, as full rank"),
+    recurrent(256, 4, 50, 16, (Bar(PEER, 3),)),
 )

@@ -165,7 +165,7 @@ def phm_conv1d(
             computed in.
         S: (terms, l, k, taps), the components of the weight. Likewise.
         bias: (p l,) or None.
-        stride, padding, dilation: integers, as of ``torch.nn.functional.conv1d``.
+        ``stride``, ``padding``, ``dilation``: integers, as of ``torch.nn.functional.conv1d``.
 
     Returns:
         ([items,] p l, length), float64 for float64 x and float32 otherwise.
@@ -207,7 +207,7 @@ def phm_conv2d(
         A: (terms, p, q).
         S: (terms, l, k, rows, columns).
         bias: (p l,) or None.
-        stride, padding, dilation: integers or pairs, as of ``torch.nn.functional.conv2d``.
+        ``stride``, ``padding``, ``dilation``: integers or pairs, as of ``torch.nn.functional.conv2d``.
 
     Returns:
         ([items,] p l, height, width), float64 for float64 x and float32 otherwise.
@@ -246,7 +246,7 @@ def phm_conv3d(
         A: (terms, p, q).
         S: (terms, l, k, 3 sizes).
         bias: (p l,) or None.
-        stride, padding, dilation: integers or triples, as of ``torch.nn.functional.conv3d``.
+        ``stride``, ``padding``, ``dilation``: integers or triples, as of ``torch.nn.functional.conv3d``.
 
     Returns:
         ([items,] p l, depth, height, width), float64 for float64 x and float32 otherwise.
@@ -296,7 +296,8 @@ def phm_conv_transpose1d(
         A: (terms, p, q).
         S: (terms, l, k, taps).
         bias: (p l,) or None.
-        stride, padding, output_padding, dilation: integers, as of ``torch.nn.functional.conv_transpose1d``.
+        ``stride``, ``padding``, ``output_padding``, ``dilation``: integers, as of
+            ``torch.nn.functional.conv_transpose1d``.
 
     Returns:
         ([items,] p l, length), float64 for float64 x and float32 otherwise.
@@ -342,7 +343,7 @@ def phm_conv_transpose2d(
         A: (terms, p, q); it multiplies from the left, see :func:`phm_conv_transpose1d`.
         S: (terms, l, k, rows, columns).
         bias: (p l,) or None.
-        stride, padding, output_padding, dilation: as of ``torch.nn.functional.conv_transpose2d``.
+        ``stride``, ``padding``, ``output_padding``, ``dilation``: as of ``torch.nn.functional.conv_transpose2d``.
 
     Returns:
         ([items,] p l, height, width), float64 for float64 x and float32 otherwise.
@@ -388,7 +389,7 @@ def phm_conv_transpose3d(
         A: (terms, p, q); it multiplies from the left, see :func:`phm_conv_transpose1d`.
         S: (terms, l, k, 3 sizes).
         bias: (p l,) or None.
-        stride, padding, output_padding, dilation: as of ``torch.nn.functional.conv_transpose3d``.
+        ``stride``, ``padding``, ``output_padding``, ``dilation``: as of ``torch.nn.functional.conv_transpose3d``.
 
     Returns:
         ([items,] p l, depth, height, width), float64 for float64 x and float32 otherwise.
