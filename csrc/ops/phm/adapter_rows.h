@@ -43,13 +43,31 @@ struct Skinny {
 
 namespace detail {
 
+// Sums over the lanes of as many vectors as there are lanes, in their order. Zipping two vectors and adding the halves
+// keeps the partial sums of both: half the shuffles of a transposition.
+template <class T>
+[[gnu::always_inline]] inline Vec<T> lane_sums(const Vec<T>* sums) {
+  constexpr int lanes = kLanes<T>;
+  using Lanes = std::make_integer_sequence<int, lanes>;
+  Vec<T> v[lanes];
+#pragma GCC unroll 16
+  for (int i = 0; i < lanes; ++i) v[i] = sums[i];
+#pragma GCC unroll 4
+  for (int half = lanes / 2; half > 0; half /= 2) {
+#pragma GCC unroll 8
+    for (int i = 0; i < half; ++i)
+      v[i] = zip_low<T>(v[i], v[i + half], Lanes{}) + zip_high<T>(v[i], v[i + half], Lanes{});
+  }
+  return v[0];
+}
+
 constexpr int kAdapterRows = 4;   // of x at once
 constexpr int kAdapterWidth = 4;  // rows of factors at once, at most
 
 template <int Width, class T>
 [[gnu::always_inline]] inline void dots_part(const T* const* rows, index_t offset, index_t ahead,
                                              const Skinny<T>& factors, index_t t0, T* to) {
-  Vec<T> sums[Width * kAdapterRows] = {};
+  Vec<T> sums[round_up(Width * kAdapterRows, kLanes<T>)] = {};
   const auto step = [&](index_t b, auto&& read) {
     Vec<T> row[kAdapterRows];
 #pragma GCC unroll 4
@@ -69,8 +87,10 @@ template <int Width, class T>
   if (b < factors.length) {
     step(b, [&](const T* from) { return load_first(from, factors.length - b); });
   }
-  T totals[Width * kAdapterRows + kLanes<T>];
-  sum_lanes_of<Width * kAdapterRows>(sums, totals);
+  constexpr int count = Width * kAdapterRows;
+  T totals[count + kLanes<T>];
+#pragma GCC unroll 8
+  for (int i = 0; i < count; i += kLanes<T>) store(totals + i, lane_sums<T>(sums + i));
   for (int t = 0; t < Width; ++t) std::copy_n(totals + t * kAdapterRows, kAdapterRows, to + t * kLanes<T>);
 }
 
