@@ -18,6 +18,7 @@ import logits_rows
 import membership_rows
 import newton_schulz_rows
 import orthonormalize_rows
+import phm_adapter_rows
 import phm_rows
 import sinkhorn_rows
 import skew_rows
@@ -40,6 +41,7 @@ OPS = [
     *householder_rows.ROWS,
     *orthonormalize_rows.ROWS,
     *phm_rows.ROWS,
+    *phm_adapter_rows.ROWS,
 ]
 
 every_op = pytest.mark.parametrize("op", OPS, ids=lambda op: op.title)

@@ -69,6 +69,23 @@ MODULES: dict[str, tuple[Callable[[], torch.nn.Module], Callable[[Any, Tensor], 
     "VNELoss": (lambda: nn.VNELoss(alpha=0.5), lambda m, z: m(z)),
     "BarlowLoss": (lambda: nn.BarlowLoss(), lambda m, z: m(z[0], z[1])),
     "PHMLinear": (lambda: nn.PHMLinear(8, 6, 2), lambda m, z: m(z).square().mean()),
+    "PHMConv1d": (lambda: nn.PHMConv1d(12, 6, 3, 2, padding=1), lambda m, z: m(z).square().mean()),
+    "PHMConv2d": (lambda: nn.PHMConv2d(2, 4, 3, 2), lambda m, z: m(z).square().mean()),
+    "PHMConv3d": (lambda: nn.PHMConv3d(2, 4, 2, 2), lambda m, z: m(z.reshape(2, 2, 6, 2, 4)).square().mean()),
+    "PHMConvTranspose1d": (lambda: nn.PHMConvTranspose1d(12, 4, 3, 4), lambda m, z: m(z).square().mean()),
+    "PHMConvTranspose2d": (lambda: nn.PHMConvTranspose2d(2, 4, 2, 2, 2), lambda m, z: m(z).square().mean()),
+    "PHMConvTranspose3d": (
+        lambda: nn.PHMConvTranspose3d(2, 4, 2, 2),
+        lambda m, z: m(z.reshape(2, 2, 6, 2, 4)).square().mean(),
+    ),
+    "CompacterAdapter": (lambda: nn.CompacterAdapter(8, 4, 2), lambda m, z: m(z).square().mean()),
+    "PHMLSTM": (lambda: nn.PHMLSTM(8, 4, 2, batch_first=True), lambda m, z: m(z)[0].square().mean()),
+    "PHMMultiheadAttention": (
+        lambda: nn.PHMMultiheadAttention(8, 2, 2, batch_first=True),
+        lambda m, z: m(z, z, z)[0].square().mean(),
+    ),
+    "MoSLoRALinear": (lambda: nn.MoSLoRALinear(torch.nn.Linear(8, 5), 2), lambda m, z: smooth(m(z))),
+    "KroneckerAdapter": (lambda: nn.KroneckerAdapter(torch.nn.Linear(8, 6), 1), lambda m, z: smooth(m(z))),
     "QuaternionLinear": (lambda: nn.QuaternionLinear(8, 4), lambda m, z: m(z).square().mean()),
 }
 

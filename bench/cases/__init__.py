@@ -16,6 +16,7 @@ from . import (
     orthogonal_modules,
     orthonormalize,
     phm,
+    phm_models,
     similarity,
     sinkhorn,
     skew,
@@ -34,5 +35,5 @@ FAMILIES: dict[str, tuple[Case, ...]] = {
         *orthogonal_modules.CASES,
         *optimizers.CASES,
     ),
-    "phm": phm.CASES,
+    "phm": (*phm.CASES, *phm_models.CASES),
 }

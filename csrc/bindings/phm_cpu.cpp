@@ -2,6 +2,7 @@
 // Arguments come in the order of the Python registration: inputs, outputs, saved arrays, parameters, threads.
 #include "bindings/array_arg.h"
 #include "bindings/families.h"
+#include "ops/phm/phm_adapter.h"
 #include "ops/phm/phm_linear.h"
 #include "ops/phm/phm_lowrank.h"
 #include "ops/phm/phm_rank.h"
@@ -89,6 +90,66 @@ void bind_lowrank(py::module_& m) {
         });
 }
 
+struct MapArgs {
+  const ArrayArg A, U, V;
+  const OptionalArrayArg bias;
+  MapArgs(py::handle a, py::handle u, py::handle v, py::handle b, const char* op)
+      : A(a, op, "A"), U(u, op, "U"), V(v, op, "V"), bias(b, op, "bias") {}
+  AdapterFactors factors() const { return {A.view(), U.view(), V.view(), bias.view()}; }
+};
+
+AdapterOptions adapter_options(int activation, bool residual) {
+  CHECK(0 <= activation && activation < kActivations, "phm_adapter: activation: expected 0 ... 3, got ", activation);
+  return {static_cast<Activation>(activation), residual};
+}
+
+void bind_adapter(py::module_& m) {
+  m.def("phm_adapter",
+        [](py::handle x, py::handle A, py::handle U, py::handle V, py::handle bias, py::handle up_A, py::handle up_U,
+           py::handle up_V, py::handle up_bias, py::handle y, int activation, bool residual, int threads) {
+          constexpr const char* op = "phm_adapter";
+          const ArrayArg in(x, op, "x");
+          const MapArgs down(A, U, V, bias, op), up(up_A, up_U, up_V, up_bias, op);
+          const OutputArg out(y, op, "y");
+          const AdapterOptions options = adapter_options(activation, residual);
+          check_phm_adapter(in.view(), down.factors(), up.factors(), residual, kDevice);
+          const index_t rows = batch_count(in.view(), 1);
+          check_output(out.view(), down.A.view().dtype, rows * up.factors().outputs(), kDevice, op, "y");
+          py::gil_scoped_release unlocked;
+          phm_adapter_cpu(in.view(), down.factors(), up.factors(), out.view(), options, threads);
+        });
+  m.def("phm_adapter_gradient", [](py::handle x, py::handle A, py::handle U, py::handle V, py::handle bias,
+                                   py::handle up_A, py::handle up_U, py::handle up_V, py::handle up_bias, py::handle dy,
+                                   py::handle dx, py::handle dA, py::handle dU, py::handle dV, py::handle dbias,
+                                   py::handle d_up_A, py::handle d_up_U, py::handle d_up_V, py::handle d_up_bias,
+                                   int activation, bool residual, bool wants_x, bool wants_factors, int threads) {
+    constexpr const char* op = "phm_adapter_gradient";
+    const ArrayArg in(x, op, "x"), upstream(dy, op, "dy");
+    const MapArgs down(A, U, V, bias, op), up(up_A, up_U, up_V, up_bias, op);
+    const OutputArg to_x(dx, op, "dx"),
+        to[] = {{dA, op, "dA"},         {dU, op, "dU"},         {dV, op, "dV"},         {dbias, op, "dbias"},
+                {d_up_A, op, "d_up_A"}, {d_up_U, op, "d_up_U"}, {d_up_V, op, "d_up_V"}, {d_up_bias, op, "d_up_bias"}};
+    const AdapterOptions options = adapter_options(activation, residual);
+    const AdapterFactors first = down.factors(), second = up.factors();
+    check_phm_adapter(in.view(), first, second, residual, kDevice);
+    check_input(upstream.view(), 2, kDevice, op, "dy");
+    CHECK(upstream.view().dtype == first.A.dtype && upstream.view().size(-1) == second.outputs() &&
+              batch_count(upstream.view(), 1) == batch_count(in.view(), 1) &&
+              batch_count(upstream.view(), 2) == batch_count(in.view(), 2),
+          op, ": dy: expected the shape of y");
+    if (wants_x) check_output(to_x.view(), first.A.dtype, in.view().numel(), kDevice, op, "dx");
+    const AdapterGradients d_first{to[0].view(), to[1].view(), to[2].view(), first.bias ? &to[3].view() : nullptr};
+    const AdapterGradients d_second{to[4].view(), to[5].view(), to[6].view(), second.bias ? &to[7].view() : nullptr};
+    if (wants_factors) {
+      check_adapter_gradients(first, d_first, kDevice);
+      check_adapter_gradients(second, d_second, kDevice);
+    }
+    py::gil_scoped_release unlocked;
+    phm_adapter_gradient_cpu(in.view(), first, second, upstream.view(), wants_x ? &to_x.view() : nullptr,
+                             wants_factors ? &d_first : nullptr, wants_factors ? &d_second : nullptr, options, threads);
+  });
+}
+
 }  // namespace
 
 void bind_phm_cpu(py::module_& m) {
@@ -96,6 +157,7 @@ void bind_phm_cpu(py::module_& m) {
   bind_linear(m);
   bind_rank(m);
   bind_lowrank(m);
+  bind_adapter(m);
 }
 
 }  // namespace subspan

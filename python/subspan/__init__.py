@@ -20,9 +20,19 @@ from .ops.pairwise_similarity import (
     pairwise_svcca,
 )
 from .ops.phm import phm_linear, phm_weight
+from .ops.phm_adapter import phm_adapter
 from .ops.phm_algebra import algebra
+from .ops.phm_conv import (
+    phm_conv1d,
+    phm_conv2d,
+    phm_conv3d,
+    phm_conv_transpose1d,
+    phm_conv_transpose2d,
+    phm_conv_transpose3d,
+)
 from .ops.phm_decomposition import rank_decomposition
 from .ops.phm_rank import phm_linear_lowrank, phm_linear_rank1
+from .ops.phm_symbols import bind, bundle, hamilton_product, unbind
 from .ops.similarity import cca, linear_cka, procrustes_distance, pwcca, svcca, von_neumann_entropy
 from .ops.sinkhorn import sinkhorn
 from .ops.skew import cayley, skew_expm
@@ -43,6 +53,8 @@ def __getattr__(name: str) -> object:
 
 __all__ = [
     "algebra",
+    "bind",
+    "bundle",
     "cayley",
     "cca",
     "class_coding_rates",
@@ -55,6 +67,7 @@ __all__ = [
     "grassmann_exp",
     "grassmann_log",
     "grassmann_transport",
+    "hamilton_product",
     "householder_apply",
     "householder_product",
     "householder_vectors",
@@ -71,6 +84,13 @@ __all__ = [
     "pairwise_procrustes",
     "pairwise_pwcca",
     "pairwise_svcca",
+    "phm_adapter",
+    "phm_conv1d",
+    "phm_conv2d",
+    "phm_conv3d",
+    "phm_conv_transpose1d",
+    "phm_conv_transpose2d",
+    "phm_conv_transpose3d",
     "phm_linear",
     "phm_linear_lowrank",
     "phm_linear_rank1",
@@ -95,5 +115,6 @@ __all__ = [
     "subspace_similarity",
     "svcca",
     "transport",
+    "unbind",
     "von_neumann_entropy",
 ]

@@ -5,28 +5,59 @@ from .crate import ISTA, CRATEBlock, SubspaceAttention, layer_coding_rate
 from .grassmann import GrassmannLinear, SubspaceOrthogonalityLoss
 from .householder import HouseholderLinear
 from .householder_adapter import HouseholderAdapter
+from .low_rank_adapters import KroneckerAdapter, MoSLoRALinear
 from .membership_loss import MLCLoss
 from .orthogonal import orthogonal
 from .orthogonal_alignment import OrthogonalAlignment
 from .orthogonal_blocks import OrthogonalBlocks
 from .phm import PHMLinear, QuaternionLinear
+from .phm_adapters import CompacterAdapter
+from .phm_attention import PHMMultiheadAttention
+from .phm_conv import (
+    PHMConv1d,
+    PHMConv2d,
+    PHMConv3d,
+    PHMConvTranspose1d,
+    PHMConvTranspose2d,
+    PHMConvTranspose3d,
+)
+from .phm_convert import (
+    from_adapters,
+    from_compacter,
+    from_hypernets,
+    from_phcgnn,
+    from_speechbrain,
+    from_tensorflow_phm,
+)
+from .phm_recurrent import PHMLSTM
 from .random_projection import RandomOrthogonalProjection
 from .self_supervised import BarlowLoss, EMPSSLLoss, SimDINOExpansion, TiCoLoss
 from .vne import VNELoss
 
 __all__ = [
     "ISTA",
+    "PHMLSTM",
     "BarlowLoss",
     "CRATEBlock",
+    "CompacterAdapter",
     "EMPSSLLoss",
     "GrassmannLinear",
     "HouseholderAdapter",
     "HouseholderLinear",
+    "KroneckerAdapter",
     "MLCLoss",
     "MaximalCodingRateReduction",
+    "MoSLoRALinear",
     "OrthogonalAlignment",
     "OrthogonalBlocks",
+    "PHMConv1d",
+    "PHMConv2d",
+    "PHMConv3d",
+    "PHMConvTranspose1d",
+    "PHMConvTranspose2d",
+    "PHMConvTranspose3d",
     "PHMLinear",
+    "PHMMultiheadAttention",
     "QuaternionLinear",
     "RandomOrthogonalProjection",
     "SimDINOExpansion",
@@ -35,6 +66,12 @@ __all__ = [
     "TiCoLoss",
     "TotalCodingRate",
     "VNELoss",
+    "from_adapters",
+    "from_compacter",
+    "from_hypernets",
+    "from_phcgnn",
+    "from_speechbrain",
+    "from_tensorflow_phm",
     "layer_coding_rate",
     "orthogonal",
 ]

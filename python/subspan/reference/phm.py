@@ -8,6 +8,9 @@ Compacter: Karimi Mahabadi, Henderson, Ruder, Compacter: Efficient Low-Rank Hype
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -55,3 +58,32 @@ def phm_linear_lowrank(x: ArrayLike, A: ArrayLike, U: ArrayLike, V: ArrayLike, b
     """Compacter, section 3.2: S_i = U_i V_i."""
     U, V = _double(U, V)
     return phm_linear(x, A, U @ V, bias)
+
+
+def activation(name: str, z: ArrayLike) -> Array:
+    """The activations of adapters: relu, z Phi(z), its approximation by tanh, and z times the logistic function."""
+    (z,) = _double(z)
+    if name == "relu":
+        return z * (z > 0)
+    if name == "gelu":
+        erf: Array = np.vectorize(math.erf, otypes=[float])(z / math.sqrt(2))
+        return 0.5 * z * (1 + erf)
+    if name == "gelu_tanh":
+        tanh: Array = np.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3))
+        return 0.5 * z * (1 + tanh)
+    exponential: Array = np.exp(-z)
+    return z / (1 + exponential)
+
+
+def phm_adapter(
+    x: ArrayLike, down: Sequence[ArrayLike | None], up: Sequence[ArrayLike | None], name: str, residual: bool
+) -> Array:
+    """Compacter, section 3: a bottleneck between two layers, each (A, U, V, bias) or (A, S, bias), added to x."""
+
+    def layer(rows: ArrayLike, factors: Sequence[ArrayLike | None]) -> Array:
+        A, *S, bias = factors
+        (S_double,) = [np.matmul(*_double(*S))] if len(S) == 2 else _double(*S)  # type: ignore[arg-type]
+        return phm_linear(rows, A, S_double, bias)  # type: ignore[arg-type]
+
+    y = layer(activation(name, layer(x, down)), up)
+    return y + _double(x)[0] if residual else y
