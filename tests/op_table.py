@@ -22,6 +22,7 @@ import phm_rows
 import sinkhorn_rows
 import skew_rows
 import small_matrix_rows
+import sparse_rows
 import stiefel_rows
 
 OPS = [
@@ -40,6 +41,7 @@ OPS = [
     *householder_rows.ROWS,
     *orthonormalize_rows.ROWS,
     *phm_rows.ROWS,
+    *sparse_rows.ROWS,
 ]
 
 every_op = pytest.mark.parametrize("op", OPS, ids=lambda op: op.title)

@@ -20,6 +20,7 @@ from . import (
     sinkhorn,
     skew,
     soft_classes,
+    sparse,
 )
 
 FAMILIES: dict[str, tuple[Case, ...]] = {
@@ -35,4 +36,5 @@ FAMILIES: dict[str, tuple[Case, ...]] = {
         *optimizers.CASES,
     ),
     "phm": phm.CASES,
+    "sparse": sparse.CASES,
 }

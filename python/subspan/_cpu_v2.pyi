@@ -303,3 +303,22 @@ def phm_rank(
     /,
 ) -> None: ...
 def phm_linear_lowrank(x: Any, A: Any, U: Any, V: Any, bias: Any | None, y: Any, threads: int, /) -> None: ...
+def flops_loss(
+    x: Any,
+    y: Any | None,
+    row_mask: Any | None,
+    running: Any | None,
+    loss: Any,
+    means: Any | None,
+    x_factor: Any | None,
+    y_factor: Any | None,
+    form: int,
+    decay: float,
+    counts: bool,
+    threads: int,
+    /,
+) -> None: ...
+
+l1_loss = flops_metric = flops_loss
+
+def signed_rows(x: Any, factor: Any, row_mask: Any | None, slope: Any | None, out: Any, threads: int, /) -> None: ...
