@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
 import subspan
-from op_row import BadInput, Bounds, Op, Sample
+from op_row import Arguments, BadInput, Bounds, Op, Sample
 from sample_arrays import LARGE_SHAPES, SHAPES, delicate_features, features, normal
 from subspan.reference import sparse as reference
 
@@ -89,6 +91,74 @@ def l1_growth(x: np.ndarray) -> Bounds:
     return Bounds(n + d + 2, (np.abs(x).sum() / max(n, 1),), {"x": np.ones_like(x) / max(n, 1)})
 
 
+# --- topk_rows ---
+
+
+def topk(x: Any, k: int, by: str = "value", relu: bool = True) -> tuple[Any, Any]:
+    rows = subspan.topk_rows(x, k, by, relu)
+    return rows.values, rows.indices
+
+
+#: (rows, columns, k): so few columns that all are sorted, and so many that groups of them are looked at first.
+TOPK_SHAPES: dict[str, tuple[tuple[int, ...], int]] = {
+    "batch": ((3, 7, 5), 2),
+    "all": ((4, 6), 6),
+    "one entry": ((1, 1), 1),
+    "no rows": ((0, 4), 2),
+    "empty batch": ((0, 3, 4), 3),
+    "two batch dimensions": ((2, 2, 3, 9), 4),
+    "groups": ((3, 700), 5),
+    "many of many": ((2, 900), 300),
+    "more than is compared": ((2, 5000), 260),
+}
+
+
+def topk_samples(dtype: torch.dtype, shapes: Any = TOPK_SHAPES) -> list[Sample]:
+    made = []
+    for seed, (name, (shape, k)) in enumerate(shapes.items()):
+        x = normal(seed, *shape, dtype=dtype)
+        made.append(Sample(name, {"x": x, "k": k}))
+        if name != "batch":
+            made.append(Sample(f"{name}, magnitudes", {"x": x, "k": k, "by": "abs", "relu": seed % 2 == 0}))
+    if shapes is not TOPK_SHAPES:
+        return made
+    few = normal(30, 5, 400, dtype=dtype).mul(1.5).round()
+    return [
+        *made,
+        Sample("equal entries", {"x": few, "k": 40}),
+        Sample("zeros", {"x": 0 * few, "k": 40, "relu": False}),
+    ]
+
+
+def topk_degenerate() -> list[Sample]:
+    """Where the picks that relu cuts off get no gradient, and where equal entries are none of them picked."""
+    negative = -normal(31, 3, 6).abs()
+    return [Sample("nothing positive", {"x": negative, "k": 3}), Sample("kept", {"x": negative, "k": 3, "relu": False})]
+
+
+def topk_bad() -> list[BadInput]:
+    return [
+        BadInput("more than columns", {"k": 6}, ValueError, "k", ("(3, 7, 5)", "6")),
+        BadInput("none", {"k": 0}, ValueError, "k"),
+        BadInput("a fraction", {"k": 2.0}, TypeError, "k"),
+        BadInput("unknown rank", {"by": "size"}, ValueError, "by", ("'size'",)),
+        BadInput("a number to cut off at", {"relu": 0}, TypeError, "relu"),
+    ]
+
+
+def topk_growth(x: np.ndarray, k: int, by: str = "value", relu: bool = True) -> Bounds:
+    """Entries are copied without a rounding, in the gradient those of the upstream gradient."""
+    zeros = np.zeros((len(x), k))
+    return Bounds(1, (zeros, zeros), {"x": np.ones_like(x)})
+
+
+def topk_is_nan(arguments: Arguments, item: int, row: int) -> np.ndarray:
+    """A row with NaN begins with it; infinity is a number."""
+    expected = np.zeros((7, 2), bool)
+    expected[row, 0] = bool(arguments["x"][item, row, 0].isnan())
+    return expected
+
+
 ROWS = [
     Op(
         name="flops_loss",
@@ -127,5 +197,22 @@ ROWS = [
         degenerate=degenerate,
         growth=l1_growth,
         bad_inputs=mask_bad,
+    ),
+    Op(
+        name="topk_rows",
+        function=topk,
+        reference=reference.topk_rows,
+        arrays={"x": 2},
+        differentiable=("x",),
+        samples=topk_samples,
+        large=lambda dtype: topk_samples(dtype, {"large": ((300, 2000), 33), "large batch": ((5, 60, 300), 12)}),
+        degenerate=topk_degenerate,
+        growth=topk_growth,
+        bad_inputs=topk_bad,
+        core_shapes=lambda rows, columns: {"x": (rows, columns + 1)},
+        infinity=("x",),
+        confined=topk_is_nan,
+        unread={"x": ("x",)},
+        kernel_gradient=False,
     ),
 ]

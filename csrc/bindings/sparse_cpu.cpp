@@ -4,6 +4,7 @@
 #include "bindings/families.h"
 #include "ops/sparse/flops_loss.h"
 #include "ops/sparse/signed_rows.h"
+#include "ops/sparse/topk_rows.h"
 
 namespace subspan {
 namespace {
@@ -39,8 +40,25 @@ void bind_column_means(py::module_& m) {
         });
 }
 
+void bind_selections(py::module_& m) {
+  m.def("topk_rows",
+        [](py::handle X, py::handle values, py::handle indices, index_t k, int by, bool relu, int threads) {
+          constexpr const char* op = "topk_rows";
+          const ArrayArg x(X, op, "x");
+          const OutputArg chosen(values, op, "values");
+          const OptionalOutputArg columns(indices, op, "indices");
+          const TopkParameters parameters{k, by == 1, relu};
+          check_topk_rows(x.view(), chosen.view(), columns.view(), parameters, kDevice);
+          py::gil_scoped_release unlocked;
+          topk_rows_cpu(x.view(), chosen.view(), columns.view(), parameters, threads);
+        });
+}
+
 }  // namespace
 
-void bind_sparse_cpu(py::module_& m) { bind_column_means(m); }
+void bind_sparse_cpu(py::module_& m) {
+  bind_column_means(m);
+  bind_selections(m);
+}
 
 }  // namespace subspan

@@ -28,8 +28,10 @@ from .ops.sinkhorn import sinkhorn
 from .ops.skew import cayley, skew_expm
 from .ops.small_matrices import small_eigh, small_svd, small_svdvals
 from .ops.sparse import flops_loss, flops_metric, l1_loss, r_sub
+from .ops.sparse_topk import topk_rows
 from .ops.stiefel import egrad_to_rgrad, inverse_retract, project_tangent, retract, transport
 from .ops.subspace_logits import subspace_logits
+from .sparse_rows import SparseRows
 
 __version__ = "0.1.0"
 
@@ -43,6 +45,7 @@ def __getattr__(name: str) -> object:
 
 
 __all__ = [
+    "SparseRows",
     "algebra",
     "cayley",
     "cca",
@@ -99,6 +102,7 @@ __all__ = [
     "subspace_logits",
     "subspace_similarity",
     "svcca",
+    "topk_rows",
     "transport",
     "von_neumann_entropy",
 ]

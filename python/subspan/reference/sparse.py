@@ -67,3 +67,12 @@ def r_sub(q: ArrayLike, d: ArrayLike | None = None) -> Array:
 def _finite(loss: ArrayLike) -> Array:
     loss = np.asarray(loss, dtype=np.float64)
     return np.where(np.isfinite(loss), loss, np.nan)
+
+
+def topk_rows(x: ArrayLike, k: int, by: str = "value", relu: bool = True) -> tuple[Array, NDArray[np.int64]]:
+    """Values and columns of the k largest entries of each row, equal ones by lower column, NaN before all numbers."""
+    x = np.asarray(x, dtype=np.float64)
+    ranked = np.abs(x) if by == "abs" else x
+    order = np.lexsort((-np.where(np.isnan(ranked), 0, ranked), ~np.isnan(ranked)), axis=-1)[..., :k]
+    values = np.take_along_axis(x, order, -1)
+    return np.where(values <= 0, 0, values) if relu else values, order
