@@ -23,6 +23,7 @@ import phm_rows
 import sinkhorn_rows
 import skew_rows
 import small_matrix_rows
+import sparse_rows
 import stiefel_rows
 
 OPS = [
@@ -42,6 +43,7 @@ OPS = [
     *orthonormalize_rows.ROWS,
     *phm_rows.ROWS,
     *phm_adapter_rows.ROWS,
+    *sparse_rows.ROWS,
 ]
 
 every_op = pytest.mark.parametrize("op", OPS, ids=lambda op: op.title)

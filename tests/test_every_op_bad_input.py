@@ -38,7 +38,9 @@ def bad_cases(visible_under_vmap: bool = False) -> Any:
 def only_values(op: Op, bad: BadInput) -> bool:
     """Whether nothing is wrong but the values of an array."""
     given, good = bad.changes.get(bad.argument), op.sample(DOUBLE).arguments.get(bad.argument)
-    return isinstance(given, torch.Tensor) and given.shape == good.shape and given.dtype == good.dtype
+    if not (isinstance(given, torch.Tensor) and isinstance(good, torch.Tensor)):
+        return False
+    return given.shape == good.shape and given.dtype == good.dtype
 
 
 @bad_cases()

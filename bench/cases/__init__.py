@@ -21,6 +21,7 @@ from . import (
     sinkhorn,
     skew,
     soft_classes,
+    sparse,
 )
 
 FAMILIES: dict[str, tuple[Case, ...]] = {
@@ -36,4 +37,5 @@ FAMILIES: dict[str, tuple[Case, ...]] = {
         *optimizers.CASES,
     ),
     "phm": (*phm.CASES, *phm_models.CASES),
+    "sparse": sparse.CASES,
 }

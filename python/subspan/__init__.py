@@ -37,8 +37,11 @@ from .ops.similarity import cca, linear_cka, procrustes_distance, pwcca, svcca, 
 from .ops.sinkhorn import sinkhorn
 from .ops.skew import cayley, skew_expm
 from .ops.small_matrices import small_eigh, small_svd, small_svdvals
+from .ops.sparse import flops_loss, flops_metric, l1_loss, r_sub
+from .ops.sparse_topk import topk_rows
 from .ops.stiefel import egrad_to_rgrad, inverse_retract, project_tangent, retract, transport
 from .ops.subspace_logits import subspace_logits
+from .sparse_rows import SparseRows
 
 __version__ = "0.1.0"
 
@@ -52,6 +55,7 @@ def __getattr__(name: str) -> object:
 
 
 __all__ = [
+    "SparseRows",
     "algebra",
     "bind",
     "bundle",
@@ -64,6 +68,8 @@ __all__ = [
     "egrad_to_rgrad",
     "flag_distance",
     "flag_mean",
+    "flops_loss",
+    "flops_metric",
     "grassmann_exp",
     "grassmann_log",
     "grassmann_transport",
@@ -74,6 +80,7 @@ __all__ = [
     "inverse_retract",
     "ista",
     "karcher_mean",
+    "l1_loss",
     "linear_cka",
     "logdet_gram",
     "nested_overlap",
@@ -100,6 +107,7 @@ __all__ = [
     "procrustes_distance",
     "project_tangent",
     "pwcca",
+    "r_sub",
     "rank_decomposition",
     "rate_operator",
     "rate_reduction",
@@ -114,6 +122,7 @@ __all__ = [
     "subspace_logits",
     "subspace_similarity",
     "svcca",
+    "topk_rows",
     "transport",
     "unbind",
     "von_neumann_entropy",

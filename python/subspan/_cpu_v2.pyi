@@ -356,3 +356,23 @@ def phm_adapter_gradient(
     threads: int,
     /,
 ) -> None: ...
+def flops_loss(
+    x: Any,
+    y: Any | None,
+    row_mask: Any | None,
+    running: Any | None,
+    loss: Any,
+    means: Any | None,
+    x_factor: Any | None,
+    y_factor: Any | None,
+    form: int,
+    decay: float,
+    counts: bool,
+    threads: int,
+    /,
+) -> None: ...
+
+l1_loss = flops_metric = flops_loss
+
+def signed_rows(x: Any, factor: Any, row_mask: Any | None, slope: Any | None, out: Any, threads: int, /) -> None: ...
+def topk_rows(x: Any, values: Any, indices: Any | None, k: int, by: int, relu: bool, threads: int, /) -> None: ...

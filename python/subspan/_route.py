@@ -66,7 +66,7 @@ class Op:
     selective: bool = False
     saves: tuple[int, ...] = (0,)
     graded: int = 1
-    saved_shapes: Callable[..., Sequence[tuple[int, ...]]] | None = None
+    saved_shapes: Callable[..., Sequence[tuple[int, ...] | None]] | None = None
     public: str = ""
     factors: bool = False
     cuda_kernel: Callable[..., None] | None = None

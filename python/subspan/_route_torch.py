@@ -333,3 +333,12 @@ def _batch_first(op: Op, size: int, in_dims: tuple[Any, ...], args: tuple[Any, .
         else:
             moved.append(t.movedim(dim, 0))
     return moved
+
+
+def register_pytree(kind: type, flatten: Callable[..., Any], unflatten: Callable[..., Any]) -> None:
+    """Lets torch.func, vmap and the compiler look into a container; without torch's registry it is a leaf to them."""
+    try:
+        from torch.utils._pytree import register_pytree_node
+    except ImportError:
+        return
+    register_pytree_node(kind, flatten, unflatten, serialized_type_name=f"subspan.{kind.__name__}")

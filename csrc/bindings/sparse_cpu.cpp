@@ -1,0 +1,64 @@
+// The family of sparse embeddings. Every function checks its views, releases the GIL and runs.
+// Arguments come in the order of the Python registration: inputs, outputs, saved arrays, parameters, threads.
+#include "bindings/array_arg.h"
+#include "bindings/families.h"
+#include "ops/sparse/flops_loss.h"
+#include "ops/sparse/signed_rows.h"
+#include "ops/sparse/topk_rows.h"
+
+namespace subspan {
+namespace {
+
+constexpr Device kDevice = Device::cpu;
+
+void bind_column_means(py::module_& m) {
+  // Several public functions share this kernel; errors name the one that was called.
+  for (const char* op : {"flops_loss", "l1_loss", "flops_metric"})
+    m.def(
+        op, [op](py::handle X, py::handle Y, py::handle row_mask, py::handle running, py::handle loss, py::handle means,
+                 py::handle x_factor, py::handle y_factor, int form, double decay, bool counts, int threads) {
+          const ArrayArg x(X, op, "x");
+          const OptionalArrayArg y(Y, op, "y"), mask(row_mask, op, "row_mask"), before(running, op, "running");
+          const OutputArg out(loss, op, "loss");
+          const OptionalOutputArg mean(means, op, "means"), fx(x_factor, op, "x_factor"), fy(y_factor, op, "y_factor");
+          const FlopsInputs inputs{x.view(), y.view(), mask.view(), before.view()};
+          const FlopsOutputs outputs{out.view(), mean.view(), fx.view(), fy.view()};
+          const FlopsParameters parameters{static_cast<FlopsForm>(form), decay, counts};
+          check_flops_loss(inputs, outputs, parameters.form, kDevice, op);
+          py::gil_scoped_release unlocked;
+          flops_loss_cpu(inputs, outputs, parameters, threads);
+        });
+  m.def("signed_rows",
+        [](py::handle X, py::handle factor, py::handle row_mask, py::handle slope, py::handle out, int threads) {
+          constexpr const char* op = "signed_rows";
+          const ArrayArg x(X, op, "x"), f(factor, op, "factor");
+          const OptionalArrayArg mask(row_mask, op, "row_mask"), b(slope, op, "slope");
+          const OutputArg result(out, op, "out");
+          check_signed_rows(x.view(), f.view(), mask.view(), b.view(), result.view(), kDevice);
+          py::gil_scoped_release unlocked;
+          signed_rows_cpu(x.view(), f.view(), mask.view(), b.view(), result.view(), threads);
+        });
+}
+
+void bind_selections(py::module_& m) {
+  m.def("topk_rows",
+        [](py::handle X, py::handle values, py::handle indices, index_t k, int by, bool relu, int threads) {
+          constexpr const char* op = "topk_rows";
+          const ArrayArg x(X, op, "x");
+          const OutputArg chosen(values, op, "values");
+          const OptionalOutputArg columns(indices, op, "indices");
+          const TopkParameters parameters{k, by == 1, relu};
+          check_topk_rows(x.view(), chosen.view(), columns.view(), parameters, kDevice);
+          py::gil_scoped_release unlocked;
+          topk_rows_cpu(x.view(), chosen.view(), columns.view(), parameters, threads);
+        });
+}
+
+}  // namespace
+
+void bind_sparse_cpu(py::module_& m) {
+  bind_column_means(m);
+  bind_selections(m);
+}
+
+}  // namespace subspan

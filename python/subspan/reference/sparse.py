@@ -1,0 +1,78 @@
+"""Sparse embeddings as the papers write them, in float64 NumPy.
+
+FLOPS:   Paria, Yeh, Yen, Xu, Ravikumar, Poczos, Minimizing FLOPs to Learn Efficient Sparse Representations, ICLR 2020,
+         arXiv:2004.05665
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[np.float64]
+
+
+def column_means(x: ArrayLike, row_mask: ArrayLike | None = None) -> Array:
+    """FLOPS, section 3: the mean magnitude of each activation over the n rows; a masked row is a row of zeros."""
+    sizes = np.abs(np.asarray(x, dtype=np.float64))
+    if row_mask is not None:
+        sizes = np.where(np.asarray(row_mask)[..., None], sizes, 0)
+    return np.asarray(sizes.sum(-2) / max(sizes.shape[-2], 1))
+
+
+def flops_loss(
+    x: ArrayLike,
+    *,
+    y: ArrayLike | None = None,
+    unbiased: bool = False,
+    row_mask: ArrayLike | None = None,
+    ema: tuple[ArrayLike, float] | None = None,
+) -> Any:
+    """FLOPS, equation (4): the sum of the squares of the means of the columns.
+
+    unbiased: of the products of two different rows, over all pairs of them.
+    """
+    means = column_means(x, row_mask)
+    if unbiased:
+        n = np.shape(x)[-2]
+        squares = column_means(np.square(np.asarray(x, dtype=np.float64)), row_mask) * n
+        return _finite(((n * means) ** 2 - squares).sum(-1) / (n * (n - 1)) if n > 1 else np.zeros(means.shape[:-1]))
+    if ema is None:
+        return _finite((means * (means if y is None else column_means(y))).sum(-1))
+    running, decay = ema
+    means = decay * np.asarray(running, dtype=np.float64) + (1 - decay) * means
+    return _finite((means**2).sum(-1)), means
+
+
+def l1_loss(x: ArrayLike, *, row_mask: ArrayLike | None = None) -> Array:
+    """The mean over the rows of their sums of magnitudes."""
+    return _finite(column_means(x, row_mask).sum(-1))
+
+
+def flops_metric(q: ArrayLike, d: ArrayLike | None = None) -> Array:
+    """Mean number of columns in which both of two rows are not zero; with d None, of two different rows of q."""
+    fired = (np.asarray(q) != 0).astype(np.float64)
+    return np.asarray(flops_loss(fired, unbiased=True) if d is None else flops_loss(fired, y=np.asarray(d) != 0))
+
+
+def r_sub(q: ArrayLike, d: ArrayLike | None = None) -> Array:
+    """FLOPS, section 5: that number over what it would be if the same nonzeros were spread evenly over the columns."""
+    nonzeros = [l1_loss(np.asarray(rows) != 0) for rows in (q, q if d is None else d)]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(flops_metric(q, d) * np.shape(q)[-1] / (nonzeros[0] * nonzeros[1]))
+
+
+def _finite(loss: ArrayLike) -> Array:
+    loss = np.asarray(loss, dtype=np.float64)
+    return np.where(np.isfinite(loss), loss, np.nan)
+
+
+def topk_rows(x: ArrayLike, k: int, by: str = "value", relu: bool = True) -> tuple[Array, NDArray[np.int64]]:
+    """Values and columns of the k largest entries of each row, equal ones by lower column, NaN before all numbers."""
+    x = np.asarray(x, dtype=np.float64)
+    ranked = np.abs(x) if by == "abs" else x
+    order = np.lexsort((-np.where(np.isnan(ranked), 0, ranked), ~np.isnan(ranked)), axis=-1)[..., :k]
+    values = np.take_along_axis(x, order, -1)
+    return np.where(values <= 0, 0, values) if relu else values, order
