@@ -48,6 +48,7 @@ inline unsigned lanes_of(Mask<T> mask) {
 template <class E>
 index_t larger(const E* entries, index_t count, E entry) {
   index_t total = 0;
+#pragma GCC unroll 4
   for (index_t i = 0; i < count; i += kLanes<E>) {
     total += __builtin_popcount(lanes_of<E>(load(entries + i) > entry));
   }
@@ -73,7 +74,7 @@ class Selection {
     sizes_ = parameters.by_magnitude ? workspace.take<T>(columns) : nullptr;
     maxima_ = workspace.take<T>(kMostGroups + kLanes<T>);
     keys_ = workspace.take<KeyType>(columns + kVectorBytes);
-    sorted_ = workspace.take<KeyType>(parameters.k);
+    sorted_ = workspace.take<KeyType>(std::max(parameters.k, kFewEntries));
   }
 
   T* scratch() { return converted_; }
@@ -106,8 +107,7 @@ class Selection {
       if (count <= kFewEntries) {
         pad(keys_, count, std::numeric_limits<KeyType>::min());
         for (index_t i = 0; i < count; ++i) {
-          const index_t place = larger(keys_, count, keys_[i]);
-          if (place < k) sorted_[place] = keys_[i];
+          sorted_[larger(keys_, count, keys_[i])] = keys_[i];
         }
         return;
       }
@@ -152,7 +152,8 @@ class Selection {
     }
     T least = std::numeric_limits<T>::infinity();
     for (index_t i = 0; i < groups; ++i) {
-      if (larger(maxima_, groups, maxima_[i]) <= last) least = std::min(least, maxima_[i]);
+      const T among_largest = larger(maxima_, groups, maxima_[i]) <= last ? maxima_[i] : least;
+      least = std::min(least, among_largest);
     }
     return least;
   }
