@@ -110,7 +110,7 @@ template <class Body>
 template <int Vectors, class T>
 [[gnu::always_inline]] inline void expand_part(const T* products, index_t width, const Skinny<T>& factors, index_t b,
                                                index_t lanes, const T* bias, const T* const* base, T* const* to,
-                                               index_t offset, index_t count) {
+                                               index_t offset, index_t count, index_t ahead) {
   Vec<T> sums[kAdapterRows][Vectors];
 #pragma GCC unroll 2
   for (int v = 0; v < Vectors; ++v) {
@@ -133,7 +133,11 @@ template <int Vectors, class T>
   for (int r = 0; r < kAdapterRows; ++r) {
     if (r >= count) break;
 #pragma GCC unroll 2
-    for (int v = 0; v < Vectors; ++v) store_first(to[r] + offset + b + v * kLanes<T>, sums[r][v], lanes);
+    for (int v = 0; v < Vectors; ++v) {
+      T* target = to[r] + offset + b + v * kLanes<T>;
+      __builtin_prefetch(target + ahead, 1, 2);  // memory to be written comes no faster than memory to be read
+      store_first(target, sums[r][v], lanes);
+    }
   }
 }
 
@@ -157,6 +161,7 @@ template <class T>
 void expand_groups(const T* products, index_t groups, const Skinny<T>& factors, const T* bias, const T* const* base,
                    T* const* to, index_t count) {
   constexpr index_t lanes = kLanes<T>;
+  const index_t ahead = count > 1 ? detail::kAdapterRows * (to[1] - to[0]) : 0;
   for (index_t r = 0; r < count; r += detail::kAdapterRows) {
     const T* const* from = base ? base + r : nullptr;
     for (index_t g = 0; g < groups; ++g) {
@@ -164,11 +169,11 @@ void expand_groups(const T* products, index_t groups, const Skinny<T>& factors, 
       const index_t offset = g * factors.length;
       index_t b = 0;
       for (; b + 2 * lanes <= factors.length; b += 2 * lanes) {
-        detail::expand_part<2>(in, factors.width, factors, b, lanes, bias, from, to + r, offset, count - r);
+        detail::expand_part<2>(in, factors.width, factors, b, lanes, bias, from, to + r, offset, count - r, ahead);
       }
       for (; b < factors.length; b += lanes) {
         detail::expand_part<1>(in, factors.width, factors, b, std::min(lanes, factors.length - b), bias, from, to + r,
-                               offset, count - r);
+                               offset, count - r, ahead);
       }
     }
   }
