@@ -1,5 +1,5 @@
-"""An upstream gradient that is there already, as a layer finds it within a network: making it costs no variant time, nor
-does summing up a large result. Values are compared in some of the rows."""
+"""An upstream gradient that is there already, as a layer finds it within a network: making it costs no variant time,
+nor does summing up a large result. Values are compared in some of the rows."""
 
 from __future__ import annotations
 
