@@ -33,22 +33,31 @@ def einsum_conv2d(x: Tensor, A: Tensor, S: Tensor) -> Tensor:
 # --- adapters: each side A (n, n, n), U (n, l, r), V (n, r, k), bias ---
 
 
+def _sides(factors: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    return factors[: len(factors) // 2], factors[len(factors) // 2 :]
+
+
+def _components(S: tuple[Tensor, ...]) -> Tensor:
+    return S[0] if len(S) == 1 else S[0] @ S[1]
+
+
 def kronecker_adapter(x: Tensor, *factors: Tensor) -> Tensor:
     """Compacter: both weights by Kronecker products in every call."""
-    (A, U, V, b), (up_A, up_U, up_V, c) = factors[:4], factors[4:]
-    hidden = gelu(phm.lowrank_kronecker_sum(x, A, U, V) + b)
-    return phm.lowrank_kronecker_sum(hidden, up_A, up_U, up_V) + c + x
+    (A, *S, b), (up_A, *up_S, c) = _sides(factors)
+    hidden = gelu(phm.kronecker_sum(x, A, _components(S)) + b)
+    return phm.kronecker_sum(hidden, up_A, _components(up_S)) + c + x
 
 
 def composed_adapter(x: Tensor, *factors: Tensor) -> Tensor:
     """Both weights by one product each."""
-    (A, U, V, b), (up_A, up_U, up_V, c) = factors[:4], factors[4:]
-    return linear(gelu(linear(x, phm.weight(A, U @ V), b)), phm.weight(up_A, up_U @ up_V), c) + x
+    (A, *S, b), (up_A, *up_S, c) = _sides(factors)
+    hidden = gelu(linear(x, phm.weight(A, _components(S)), b))
+    return linear(hidden, phm.weight(up_A, _components(up_S)), c) + x
 
 
 def adapter_steps(x: Tensor, *factors: Tensor) -> Tensor:
     """Factor after factor."""
-    (A, U, V, b), (up_A, up_U, up_V, c) = factors[:4], factors[4:]
+    (A, U, V, b), (up_A, up_U, up_V, c) = _sides(factors)
     return phm.lowrank_steps(gelu(phm.lowrank_steps(x, A, U, V) + b), up_A, up_U, up_V) + c + x
 
 

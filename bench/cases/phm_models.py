@@ -46,25 +46,36 @@ def convolution(channels: int, n: int, pixels: int, items: int, bars: tuple[Bar,
     )
 
 
-def adapter(features: int, hidden: int, n: int, rank: int, rows: int, bars: tuple[Bar, ...], source: str) -> Case:
+def adapter(
+    features: int, hidden: int, n: int, rank: int | None, rows: int, bars: tuple[Bar, ...], source: str
+) -> Case:
     l, k = hidden // n, features // n  # noqa: E741
-    shapes = [(n, n, n), (n, l, rank), (n, rank, k), (hidden,), (n, n, n), (n, k, rank), (n, rank, l), (features,)]
+    if rank is None:
+        shapes = [(n, n, n), (n, l, k), (hidden,), (n, n, n), (n, k, l), (features,)]
+        flops = 6 * 2 * rows * hidden * features
+    else:
+        shapes = [(n, n, n), (n, l, rank), (n, rank, k), (hidden,), (n, n, n), (n, k, rank), (n, rank, l), (features,)]
+        flops = 6 * 2 * rows * n * rank * (features + hidden + n * n)
 
     def ours(x: Tensor, *factors: Tensor) -> Tensor:
-        return subspan.phm_adapter(x, factors[:4], factors[4:])
+        half = len(factors) // 2
+        return subspan.phm_adapter(x, factors[:half], factors[half:])
 
+    plain = [Variant(PLAIN, "one product makes W", with_upstream(baseline.composed_adapter))]
+    if rank is not None:
+        plain.append(Variant(PLAIN, "factor after factor", with_upstream(baseline.adapter_steps)))
+    whole = "whole components" if rank is None else f"rank {rank}"
     return Case(
-        name=f"phm_adapter {features} → {hidden} → {features}, n={n}, rank {rank}, batch {rows}",
+        name=f"phm_adapter {features} → {hidden} → {features}, n={n}, {whole}, batch {rows}",
         op="phm_adapter",
         make_inputs=lambda seed, device: normal(seed, device, (rows, features), *shapes),
         variants=(
             Variant(PEER, "sums of Kronecker products", with_upstream(baseline.kronecker_adapter)),
-            Variant(PLAIN, "one product makes W", with_upstream(baseline.composed_adapter)),
-            Variant(PLAIN, "factor after factor", with_upstream(baseline.adapter_steps)),
+            *plain,
             Variant(SUBSPAN, "subspan", with_upstream(ours)),
         ),
         reference=with_upstream(baseline.kronecker_adapter),
-        flops=6 * 2 * rows * n * rank * (features + hidden + n * n),
+        flops=flops,
         bytes=FLOAT * 5 * rows * features,
         bars=bars,
         source=source,
@@ -107,6 +118,6 @@ CASES = (
     convolution(64, 4, 32, 8, ()),
     adapter(768, 24, 4, 1, 1280, (Bar(PLAIN, 4), Bar(PEER, 4)), "Compacter, T5-base"),
     adapter(768, 24, 4, 1, 12800, (), "Compacter, T5-base"),
-    adapter(768, 48, 12, 4, 1280, (), "PHM-adapter, as full rank"),
+    adapter(768, 48, 12, None, 1280, (), "PHM-adapter"),
     recurrent(256, 4, 50, 16, (Bar(PEER, 3),)),
 )

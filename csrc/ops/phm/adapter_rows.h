@@ -61,17 +61,18 @@ template <class T>
   return v[0];
 }
 
-constexpr int kAdapterRows = 4;   // of x at once
-constexpr int kAdapterWidth = 4;  // rows of factors at once, at most
+template <class T>
+constexpr int kAdapterRows = std::min(4, kLanes<T>);  // of x at once
+constexpr int kAdapterWidth = 4;                      // rows of factors at once, at most
 
 template <int Width, class T>
 [[gnu::always_inline]] inline void dots_part(const T* const* rows, index_t offset, index_t ahead,
                                              const Skinny<T>& factors, index_t t0, T* to) {
-  Vec<T> sums[round_up(Width * kAdapterRows, kLanes<T>)] = {};
+  Vec<T> sums[round_up(Width * kAdapterRows<T>, kLanes<T>)] = {};
   const auto step = [&](index_t b, auto&& read) {
-    Vec<T> row[kAdapterRows];
+    Vec<T> row[kAdapterRows<T>];
 #pragma GCC unroll 4
-    for (int r = 0; r < kAdapterRows; ++r) {
+    for (int r = 0; r < kAdapterRows<T>; ++r) {
       row[r] = read(rows[r] + offset + b);
       if (ahead != 0) __builtin_prefetch(rows[r] + offset + b + ahead, 0, 2);
     }
@@ -79,7 +80,7 @@ template <int Width, class T>
     for (int t = 0; t < Width; ++t) {
       const Vec<T> factor = load(factors.row(t0 + t) + b);
 #pragma GCC unroll 4
-      for (int r = 0; r < kAdapterRows; ++r) sums[t * kAdapterRows + r] += factor * row[r];
+      for (int r = 0; r < kAdapterRows<T>; ++r) sums[t * kAdapterRows<T> + r] += factor * row[r];
     }
   };
   index_t b = 0;
@@ -87,11 +88,11 @@ template <int Width, class T>
   if (b < factors.length) {
     step(b, [&](const T* from) { return load_first(from, factors.length - b); });
   }
-  constexpr int count = Width * kAdapterRows;
+  constexpr int count = Width * kAdapterRows<T>;
   T totals[count + kLanes<T>];
 #pragma GCC unroll 8
   for (int i = 0; i < count; i += kLanes<T>) store(totals + i, lane_sums<T>(sums + i));
-  for (int t = 0; t < Width; ++t) std::copy_n(totals + t * kAdapterRows, kAdapterRows, to + t * kLanes<T>);
+  for (int t = 0; t < Width; ++t) std::copy_n(totals + t * kAdapterRows<T>, kAdapterRows<T>, to + t * kLanes<T>);
 }
 
 // Calls body(first, integral_constant<int, count>) for parts of the width.
@@ -110,14 +111,14 @@ template <class Body>
 template <int Vectors, class T>
 [[gnu::always_inline]] inline void expand_part(const T* products, index_t width, const Skinny<T>& factors, index_t b,
                                                index_t lanes, const T* bias, const T* const* base, T* const* to,
-                                               index_t offset, index_t count) {
-  Vec<T> sums[kAdapterRows][Vectors];
+                                               index_t offset, index_t count, index_t ahead) {
+  Vec<T> sums[kAdapterRows<T>][Vectors];
 #pragma GCC unroll 2
   for (int v = 0; v < Vectors; ++v) {
     const index_t at = b + v * kLanes<T>;
     const Vec<T> added = bias ? load_first(bias + offset + at, lanes) : Vec<T>{};
 #pragma GCC unroll 4
-    for (int r = 0; r < kAdapterRows; ++r) {
+    for (int r = 0; r < kAdapterRows<T>; ++r) {
       sums[r][v] = base && r < count ? load_first(base[r] + offset + at, lanes) + added : added;
     }
   }
@@ -126,14 +127,18 @@ template <int Vectors, class T>
     for (int v = 0; v < Vectors; ++v) {
       const Vec<T> factor = load(factors.row(t) + b + v * kLanes<T>);
 #pragma GCC unroll 4
-      for (int r = 0; r < kAdapterRows; ++r) sums[r][v] += factor * products[t * kLanes<T> + r];
+      for (int r = 0; r < kAdapterRows<T>; ++r) sums[r][v] += factor * products[t * kLanes<T> + r];
     }
   }
 #pragma GCC unroll 4
-  for (int r = 0; r < kAdapterRows; ++r) {
+  for (int r = 0; r < kAdapterRows<T>; ++r) {
     if (r >= count) break;
 #pragma GCC unroll 2
-    for (int v = 0; v < Vectors; ++v) store_first(to[r] + offset + b + v * kLanes<T>, sums[r][v], lanes);
+    for (int v = 0; v < Vectors; ++v) {
+      T* target = to[r] + offset + b + v * kLanes<T>;
+      __builtin_prefetch(target + ahead, 1, 2);  // memory to be written comes no faster than memory to be read
+      store_first(target, sums[r][v], lanes);
+    }
   }
 }
 
@@ -143,7 +148,7 @@ template <int Vectors, class T>
 template <class T>
 void dot_groups(const RowTile<T>& tile, index_t groups, const Skinny<T>& factors, T* products) {
   for (index_t g = 0; g < groups; ++g) {
-    for (index_t r = 0; r < kLanes<T>; r += detail::kAdapterRows) {
+    for (index_t r = 0; r < kLanes<T>; r += detail::kAdapterRows<T>) {
       detail::for_width(factors.width, [&](index_t t, auto width) {
         detail::dots_part<width.value>(tile.at + r, g * factors.length, t == 0 ? tile.ahead : 0, factors, t,
                                        products + (g * factors.width + t) * kLanes<T> + r);
@@ -157,18 +162,19 @@ template <class T>
 void expand_groups(const T* products, index_t groups, const Skinny<T>& factors, const T* bias, const T* const* base,
                    T* const* to, index_t count) {
   constexpr index_t lanes = kLanes<T>;
-  for (index_t r = 0; r < count; r += detail::kAdapterRows) {
+  const index_t ahead = count > 1 ? detail::kAdapterRows<T> * (to[1] - to[0]) : 0;
+  for (index_t r = 0; r < count; r += detail::kAdapterRows<T>) {
     const T* const* from = base ? base + r : nullptr;
     for (index_t g = 0; g < groups; ++g) {
       const T* in = products + g * factors.width * lanes + r;
       const index_t offset = g * factors.length;
       index_t b = 0;
       for (; b + 2 * lanes <= factors.length; b += 2 * lanes) {
-        detail::expand_part<2>(in, factors.width, factors, b, lanes, bias, from, to + r, offset, count - r);
+        detail::expand_part<2>(in, factors.width, factors, b, lanes, bias, from, to + r, offset, count - r, ahead);
       }
       for (; b < factors.length; b += lanes) {
         detail::expand_part<1>(in, factors.width, factors, b, std::min(lanes, factors.length - b), bias, from, to + r,
-                               offset, count - r);
+                               offset, count - r, ahead);
       }
     }
   }
