@@ -19,7 +19,7 @@ from harness.report import percent, seconds, times
 
 README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- measured -->\n", "<!-- /measured -->\n"
-FAMILIES = ("coding_rate", "angles", "orthogonal")
+FAMILIES = ("coding_rate", "angles", "orthogonal", "phm", "sparse")
 
 # What stands for its family in the README: the calls people make most, whether or not their bar is met.
 SHOWN = (
@@ -40,6 +40,16 @@ SHOWN = (
     "orthonormalize polar 64×(512×64), forward",
     "cayley 2867×(32×32), forward + backward",
     "newton_schulz 126 mixed matrices, muon 5, forward",
+    "orthogonal 512×512, forward + backward",
+    "HouseholderLinear 512→512 of rank 10 on 64 rows, forward + backward",
+    "StiefelAdam 5 steps 100×(2048×8), forward",
+    "Muon step 126 mixed matrices, forward",
+    "phm_linear 1024² n=4, learned rule, batch 1, cold weights, forward",
+    "phm_linear 1024² n=4, frozen rule, batch 64, forward",
+    "phm_linear 512² n=4, batch 256, forward + backward",
+    "phm_adapter 768 → 24 → 768, n=4, rank 1, batch 1280, forward + backward",
+    "topk_rows 512×8192, k = 8, forward",
+    "flops_loss 256×30522, forward + backward",
 )
 
 
