@@ -283,8 +283,45 @@ def test_weight_decay_is_decoupled() -> None:
     torch.testing.assert_close(weight.detach(), 0.95 * before, rtol=1e-15, atol=0)
 
 
+def test_state_of_torchs_own() -> None:
+    """What torch.optim.Muon does not have is as when the optimiser was made."""
+    parameter = torch.nn.Parameter(normal(1, 12, 20))
+    parameter.grad = normal(2, 12, 20)
+    before = torch.optim.Muon([parameter], lr=0.1)
+    before.step()
+    after = Muon([parameter], lr=0.5)
+    after.load_state_dict(before.state_dict())
+    after.step()
+    assert after.param_groups[0]["lr"] == 0.1 and after.param_groups[0]["stacked"] is False
+    assert torch.isfinite(parameter).all()
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+def test_rate_of_one_element_has_any_shape(shape: tuple[int, ...]) -> None:
+    start = matrices(torch.float32)
+    numbers, tensors = checks.parameters(start), checks.parameters(start)
+    checks.train(Muon(numbers, lr=0.5), numbers, range(2))
+    checks.train(Muon(tensors, lr=torch.full(shape, 0.5)), tensors, range(2))
+    for number, tensor in zip(numbers, tensors, strict=True):
+        torch.testing.assert_close(tensor, number, rtol=1e-5, atol=1e-6)
+
+
+def test_parameters_that_share_memory_are_changed_in_turn(path: str) -> None:
+    base = normal(1, 80, 80, dtype=DOUBLE)
+    both = [torch.nn.Parameter(base), torch.nn.Parameter(base.mT)]
+    apart = checks.parameters([normal(1, 80, 80, dtype=DOUBLE)] * 2)
+    for i, (own, alone) in enumerate(zip(both, apart, strict=True)):
+        own.grad = normal(2 + i, 80, 80, dtype=DOUBLE)
+        alone.grad = own.grad.clone()
+    start = base.clone()
+    Muon(both, lr=0.1, weight_decay=0.0).step()
+    Muon(apart, lr=0.1, weight_decay=0.0).step()
+    changes = [parameter.detach() - start for parameter in apart]
+    torch.testing.assert_close(base, start + changes[0] + changes[1].mT, rtol=0, atol=1e-12)
+
+
 def test_empty_parameters() -> None:
-    tensors = checks.parameters([torch.zeros(0, 5), torch.zeros(5, 0), torch.zeros(3, 2)])
+    tensors = checks.parameters([torch.zeros(*shape) for shape in ((0, 5), (5, 0), (0, 3, 3), (4, 0, 3), (3, 2))])
     checks.train(Muon(tensors, lr=0.1), tensors, range(2))
 
 

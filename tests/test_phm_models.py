@@ -204,10 +204,28 @@ def test_wrong_arguments_of_lstm(arguments: tuple[Any, ...], error: type[Excepti
 
 def test_wrong_inputs_of_lstm() -> None:
     layer = nn.PHMLSTM(4, 8, 4)
-    with pytest.raises(ValueError, match=r"PHMLSTM: x: expected \(..., 4\), got shape \(5, 2, 8\)"):
-        layer(torch.ones(5, 2, 8))
+    for shape in ((5, 2, 8), (2, 3, 5, 4)):
+        with pytest.raises(ValueError, match=r"PHMLSTM: x: expected 2 or 3 dimensions, the last of 4, got shape"):
+            layer(torch.ones(*shape))
+    with pytest.raises(TypeError, match="PHMLSTM: x: expected a tensor or a PackedSequence, got ndarray"):
+        layer(np.ones((5, 2, 4), np.float32))
+    with pytest.raises(TypeError, match=r"PHMLSTM: hx: expected a pair of tensors \(h, c\), got tuple of 1"):
+        layer(torch.ones(5, 2, 4), (torch.ones(1, 2, 8),))
     with pytest.raises(ValueError, match=r"PHMLSTM: c: expected \(1, 2, 8\) for x \(5, 2, 4\), got shape \(1, 3, 8\)"):
         layer(torch.ones(5, 2, 4), (torch.ones(1, 2, 8), torch.ones(1, 3, 8)))
+
+
+@pytest.mark.no_sanitizer
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # the compiler's own
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # likewise
+def test_lstm_within_a_compiled_model() -> None:
+    layer, x = nn.PHMLSTM(4, 8, 4), normal(1, 5, 2, 4, dtype=torch.float32).requires_grad_()
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, backend="aot_eager")
+    inputs = [x, *layer.parameters()]
+    got, want = (torch.autograd.grad(run(x)[0].square().sum(), inputs) for run in (compiled, layer))
+    for one, other in zip(got, want, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 # --- attention ---
@@ -289,6 +307,38 @@ def test_wrong_arguments_of_attention() -> None:
         nn.PHMMultiheadAttention(8, 2, 4, kdim=6)
     with pytest.raises(ValueError, match="PHMMultiheadAttention: embed_dim: expected a multiple of num_heads = 3"):
         nn.PHMMultiheadAttention(8, 3, 4)
+    with pytest.raises(ValueError, match=r"PHMMultiheadAttention: dropout: expected a number in \[0, 1\], got 3"):
+        nn.PHMMultiheadAttention(8, 2, 4, dropout=3)
+    layer, x = nn.PHMMultiheadAttention(8, 2, 4), torch.ones(5, 3, 8)
+    for name, arguments in (("query", (x[..., :4], x, x)), ("key", (x, x[None], x)), ("value", (x, x, x[..., :4]))):
+        with pytest.raises(ValueError, match=f"PHMMultiheadAttention: {name}: expected 2 or 3 dimensions, the last of"):
+            layer(*arguments)
+    with pytest.raises(TypeError, match="PHMMultiheadAttention: query: expected "):
+        layer(x.cfloat(), x, x)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_attention_takes_masks_of_half_precision(dtype: torch.dtype) -> None:
+    layer, x = nn.PHMMultiheadAttention(8, 2, 4), normal(1, 5, 3, 8, dtype=torch.float32)
+    mask, padding = torch.zeros(5, 5), torch.zeros(3, 5)
+    mask[0, 3] = padding[1, 2] = -torch.inf
+    want = layer(x, x, x, attn_mask=mask, key_padding_mask=padding)
+    got = layer(x, x, x, attn_mask=mask.to(dtype), key_padding_mask=padding.to(dtype))
+    for one, other in zip(got, want, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("layers", [0, 2])
+def test_attention_within_the_encoder_of_torch(layers: int) -> None:
+    """In evaluation too, where torch's layer would read packed projections."""
+    encoder: Any = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0)
+    encoder.self_attn = nn.PHMMultiheadAttention(8, 2, 4, batch_first=True)
+    if layers:
+        encoder = torch.nn.TransformerEncoder(encoder, layers, enable_nested_tensor=False)
+    x = normal(1, 3, 5, 8, dtype=torch.float32)
+    trained = encoder(x)
+    with torch.no_grad():
+        torch.testing.assert_close(encoder.eval()(x), trained)
 
 
 # --- LoKr and MoSLoRA ---

@@ -66,6 +66,14 @@ def test_masks_of_any_batch_stride_and_library(form: str) -> None:
     assert torch.allclose(mapped, values, rtol=1e-14)
 
 
+@pytest.mark.parametrize(("name", "size"), [("flops_loss", 1e19), ("l1_loss", 1e38)])
+def test_loss_beyond_the_largest_number_is_nan(name: str, size: float) -> None:
+    x = torch.full((1, 16), size, requires_grad=True)
+    loss = getattr(subspan, name)(x)
+    (grad,) = torch.autograd.grad(loss, x)
+    assert loss.isnan() and grad.isnan().all()
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_gradient_of_zeros_is_zero(form: str) -> None:
     """Where relu has cut an activation off, the subgradient of its magnitude leaves it there."""

@@ -89,6 +89,42 @@ def test_torch_layouts() -> None:
     assert SparseRows.from_torch(twice).to_dense().tolist() == [[2.0, 0.0, 0.0], [0.0, 0.0, 4.0]]
 
 
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+def test_what_scipy_does_to_its_matrix_leaves_the_rows_alone(library: str) -> None:
+    pytest.importorskip("scipy.sparse")
+    x = np.array([[1.0, 3.0, 2.0], [0.0, -1.0, 5.0]])
+    rows = subspan.topk_rows(x if library == "numpy" else torch.from_numpy(x), 3, relu=False)
+    matrix = rows.to_scipy()
+    matrix.sort_indices()
+    matrix *= 2
+    np.testing.assert_array_equal(np.asarray(rows.to_dense()), x)
+    np.testing.assert_array_equal(matrix.toarray(), 2 * x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_scipy_holds_half_precision_in_single(dtype: torch.dtype) -> None:
+    pytest.importorskip("scipy.sparse")
+    x = torch.tensor([[0.0, 1.5], [2.0, 0.0]], dtype=dtype)
+    matrix = SparseRows.from_dense(x).to_scipy()
+    assert matrix.dtype == np.float32
+    np.testing.assert_array_equal(matrix.toarray(), x.float().numpy())
+
+
+def test_csr_of_torch_has_rising_columns() -> None:
+    """Without them torch multiplies entries of different columns."""
+    values = torch.tensor([[1.0, 2.0, 4.0, 8.0], [3.0, 5.0, 0.0, 7.0]], requires_grad=True)
+    rows = SparseRows(torch.tensor([[2, 0, 2, 1], [1, 1, 3, 0]]), values, 4)
+    csr = rows.to_torch()
+    torch.sparse_csr_tensor(csr.crow_indices(), csr.col_indices(), csr.values(), csr.shape, check_invariants=True)
+    torch.testing.assert_close(csr.to_dense(), rows.to_dense())
+    other = subspan.topk_rows(torch.tensor([[5.0, 6.0, 7.0, 1.0], [1.0, 2.0, 3.0, 4.0]]), 4)
+    product = (csr.detach() * other.to_torch()).to_dense()
+    torch.testing.assert_close(product, rows.to_dense().detach() * other.to_dense())
+    csr.values().square().sum().backward()
+    expected = torch.autograd.grad(rows.to_dense().square().sum(), values)[0]
+    torch.testing.assert_close(values.grad, expected)
+
+
 def test_values_are_differentiable_through_the_container() -> None:
     x = dense_matrix().requires_grad_()
     upstream = normal(2, 6, 9)
@@ -179,6 +215,7 @@ def test_bad_sources() -> None:
     for error, name, call in (
         (TypeError, "from_dense: dense", lambda: SparseRows.from_dense([[1.0]])),
         (ValueError, "from_dense: dense", lambda: SparseRows.from_dense(np.ones((2, 2, 2)))),
+        (ValueError, "from_dense: dense", lambda: SparseRows.from_dense(np.ones((2, 0)))),
         (TypeError, "from_scipy: matrix", lambda: SparseRows.from_scipy(np.ones((2, 2)))),
         (TypeError, "from_torch: tensor", lambda: SparseRows.from_torch(torch.ones(2, 2))),
         (ValueError, "from_torch: tensor", lambda: SparseRows.from_torch(torch.ones(2, 2, 2).to_sparse())),
@@ -186,6 +223,14 @@ def test_bad_sources() -> None:
     ):
         with pytest.raises(error, match=rf"SparseRows\.{name}: expected .*, got "):
             call()
+
+
+def test_scipy_vectors_are_refused() -> None:
+    sparse = pytest.importorskip("scipy.sparse")
+    if not hasattr(sparse, "coo_array") or sparse.coo_array(np.ones(3)).ndim != 1:
+        pytest.skip("this scipy has no sparse vectors")
+    with pytest.raises(ValueError, match=r"SparseRows\.from_scipy: matrix: expected .*, got "):
+        SparseRows.from_scipy(sparse.coo_array(np.ones(3)))
 
 
 # --- the k largest ---

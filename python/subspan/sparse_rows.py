@@ -96,8 +96,8 @@ class SparseRows:
         """CSR of the entries of a matrix (n, columns) that are not zero, differentiable in them."""
         op = f"{_NAME}.from_dense"
         _check.matrix(op, "dense", dense)
-        if dense.ndim != 2:
-            raise ValueError(f"{op}: dense: expected (n, columns), got shape {tuple(dense.shape)}")
+        if dense.ndim != 2 or dense.shape[1] < 1:
+            raise ValueError(f"{op}: dense: expected (n, columns), columns >= 1, got shape {tuple(dense.shape)}")
         filled = dense != 0
         counts = filled.sum(-1)
         if _check.is_torch(dense):
@@ -115,6 +115,8 @@ class SparseRows:
             raise TypeError(
                 f"{_NAME}.from_scipy: matrix: expected a scipy.sparse matrix or array, got {type(matrix).__name__}"
             )
+        if matrix.ndim != 2:
+            raise ValueError(f"{_NAME}.from_scipy: matrix: expected (n, columns), got shape {matrix.shape}")
         csr = matrix.tocsr()
         return cls(csr.indices, csr.data, csr.shape[1], csr.indptr)
 
@@ -207,27 +209,33 @@ class SparseRows:
         return dense
 
     def to_scipy(self) -> Any:
-        """scipy.sparse.csr_array, of values that are copied to the CPU and detached."""
+        """scipy.sparse.csr_array of copies in host memory, in float32 for half precision, which scipy has none of."""
         from scipy.sparse import csr_array
 
         own = self.to_csr()
-        parts = [_numpy(array) for array in (own.values, own.indices, own.offsets)]
-        return csr_array(tuple(parts), shape=own.shape)
+        values, indices, offsets = (_copied(array) for array in (own.values, own.indices, own.offsets))
+        return csr_array((values, indices, offsets), shape=own.shape)
 
     def to_torch(self, layout: str = "csr") -> Any:
-        """A sparse torch tensor of layout "csr" or "coo", differentiable in the values where torch allows."""
+        """A sparse torch tensor of layout "csr" or "coo", differentiable in the values where torch allows. The columns
+        of a row of CSR rise, as torch takes for granted: its entries are sorted, and those of one column added up."""
         code = _check.choice(f"{_NAME}.to_torch", "layout", layout, {"csr": 0, "coo": 1})
         own = self.to_csr()
         indices, values = own.indices, own.values
         offsets = own.offsets
         if not _check.is_torch(values):
             indices, values, offsets = (torch.as_tensor(array) for array in (indices, values, offsets))
+        rows = unchecked(indices, values, self.columns, offsets).row_of_entries()
         if code == 1:
-            rows = SparseRows(indices, values, self.columns, offsets).row_of_entries()
             return torch.sparse_coo_tensor(
                 torch.stack([rows, indices.long()]), values, own.shape, check_invariants=False
             )
-        return torch.sparse_csr_tensor(offsets.long(), indices.long(), values, own.shape, check_invariants=False)
+        places, order = (rows * self.columns + indices).sort(stable=True)
+        places, entry = places.unique_consecutive(return_inverse=True)
+        sums = values.new_zeros(len(places)).index_add(0, entry, values[order])
+        counts = torch.bincount(places // self.columns, minlength=own.shape[0])
+        offsets = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+        return torch.sparse_csr_tensor(offsets, places % self.columns, sums, own.shape, check_invariants=False)
 
     def to(self, *args: Any, **kwargs: Any) -> SparseRows:
         """As Tensor.to: a type applies to the values alone, a device to all arrays."""
@@ -256,10 +264,14 @@ def _library(array: Any) -> Any:
     return np
 
 
-def _numpy(array: Any) -> np.ndarray:
+def _copied(array: Any) -> np.ndarray:
+    """In NumPy, at least in single precision."""
     if _check.is_torch(array):
-        return np.asarray(array.detach().cpu().numpy())
-    return np.asarray(array.get() if _check.is_cupy(array) else array)
+        array = array.detach().resolve_neg().cpu()
+        array = (array.float() if array.dtype in (torch.float16, torch.bfloat16) else array).numpy()
+    elif _check.is_cupy(array):
+        array = array.get()
+    return np.array(array, np.float32 if array.dtype == np.float16 else array.dtype)
 
 
 def _flatten(rows: SparseRows) -> tuple[list[Any], tuple[int, bool]]:

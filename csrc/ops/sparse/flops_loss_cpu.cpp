@@ -210,10 +210,11 @@ class Item {
 
   // What is not finite is NaN, and so are the gradients.
   void finish(double total) const {
-    out_.loss.ptr<T>()[item_] = static_cast<T>(total + (total - total));
-    if (total - total == 0) return;
+    const T loss = static_cast<T>(total), nan_or_zero = loss - loss;
+    out_.loss.ptr<T>()[item_] = loss + nan_or_zero;
+    if (nan_or_zero == 0) return;
     for (const TensorView* factor : {out_.x_factor, out_.y_factor}) {
-      if (factor) std::fill_n(factor->ptr<T>() + item_ * columns_, columns_, static_cast<T>(total - total));
+      if (factor) std::fill_n(factor->ptr<T>() + item_ * columns_, columns_, nan_or_zero);
     }
   }
 

@@ -52,6 +52,10 @@ class PHMMultiheadAttention(torch.nn.Module):
     bias_k: Tensor | None
     bias_v: Tensor | None
 
+    # torch's encoder layers ask for these, to learn that their own kernel, of packed projections, does not apply.
+    _qkv_same_embed_dim = False
+    in_proj_bias = None
+
     def __init__(
         self,
         embed_dim: int,
@@ -75,6 +79,8 @@ class PHMMultiheadAttention(torch.nn.Module):
         check_sizes(op, n, embed_dim=embed_dim, kdim=self.kdim, vdim=self.vdim)
         if embed_dim % _check.count(op, "num_heads", num_heads):
             raise ValueError(f"{op}: embed_dim: expected a multiple of num_heads = {num_heads}, got {embed_dim}")
+        if not 0 <= _check.number(op, "dropout", dropout) <= 1:
+            raise ValueError(f"{op}: dropout: expected a number in [0, 1], got {dropout}")
         self.embed_dim, self.num_heads, self.dropout = embed_dim, num_heads, dropout
         self.add_zero_attn, self.batch_first = add_zero_attn, batch_first
         like: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -114,6 +120,17 @@ class PHMMultiheadAttention(torch.nn.Module):
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """As of torch.nn.MultiheadAttention: the attended values, and the weights or None."""
+        for name, array, width in (
+            ("query", query, self.embed_dim),
+            ("key", key, self.kdim),
+            ("value", value, self.vdim),
+        ):
+            _check.matrix(type(self).__name__, name, array, 2)
+            if not _check.is_torch(array):
+                raise TypeError(f"{type(self).__name__}: {name}: expected a tensor, got {type(array).__name__}")
+            if array.ndim > 3 or array.shape[-1] != width:
+                expected = f"2 or 3 dimensions, the last of {width}"
+                raise ValueError(f"{type(self).__name__}: {name}: expected {expected}, got shape {tuple(array.shape)}")
         rest = (key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal)
         result: tuple[Tensor, Tensor | None] = _attend(query, self, key, value, *rest)
         return result
@@ -129,6 +146,7 @@ def _attend(
     need_weights, attn_mask, average, is_causal = rest
     q, k, v, out = (phm_weight(p.A, p.S) for p in (layer.q_proj, layer.k_proj, layer.v_proj, layer.out_proj))
     query, key, value = (t.to(q.dtype) for t in (query, key, value))
+    mask, attn_mask = (m.to(q.dtype) if m is not None and m.is_floating_point() else m for m in (mask, attn_mask))
     batched = query.ndim == 3
     if layer.batch_first and batched:
         query, key, value = (t.transpose(0, 1) for t in (query, key, value))

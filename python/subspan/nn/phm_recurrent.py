@@ -41,7 +41,8 @@ class PHMLSTM(torch.nn.Module):
 
     Cost:
         That of the LSTM, and 2 n flops for every entry of the weights, for a whole sequence; published code does this
-        in every step. The gradient of the weights is reduced to those of S and A once as well.
+        in every step. The gradient of the weights is reduced to those of S and A once as well. ``torch.compile`` breaks
+        its graph at the steps in single precision on the CPU, as it does for ``torch.nn.LSTM``.
 
     Source:
         Zhang et al. 2021, Beyond Fully-Connected Layers with Quaternions, PHM-LSTM; the quaternion LSTM of Parcollet et
@@ -143,11 +144,16 @@ class PHMLSTM(torch.nn.Module):
         """x (steps, batch, input_size), (batch, steps, input_size) with batch_first, (steps, input_size) or a
         PackedSequence; and the states (layers directions, [batch,] hidden_size), zero unless given. The states of the
         last layer in every step, and the last states (h, c)."""
-        data = x.data if isinstance(x, PackedSequence) else x
+        packed = isinstance(x, PackedSequence)
+        data = x.data if packed else x
+        if not _check.is_torch(data):
+            raise TypeError(f"PHMLSTM: x: expected a tensor or a PackedSequence, got {type(x).__name__}")
         _check.matrix("PHMLSTM", "x", data, 2)
-        if data.shape[-1] != self.input_size:
-            expected = f"(..., {self.input_size})"
+        if data.shape[-1] != self.input_size or data.ndim > (2 if packed else 3):
+            expected = f"2 or 3 dimensions, the last of {self.input_size}"
             raise ValueError(f"PHMLSTM: x: expected {expected}, got shape {tuple(data.shape)}")
+        if hx is not None and (len(hx) != 2 or not all(_check.is_torch(state) for state in hx)):
+            raise TypeError(f"PHMLSTM: hx: expected a pair of tensors (h, c), got {type(hx).__name__} of {len(hx)}")
         result: tuple[Any, States] = _steps(data, self, x, hx)
         return result
 
@@ -179,9 +185,24 @@ def _steps(data: Tensor, layer: PHMLSTM, x: Any, hx: States | None) -> tuple[Any
             h, c = h[:, x.sorted_indices], c[:, x.sorted_indices]
     settings = (layer.bias, layer.num_layers, layer.dropout, layer.training, layer.bidirectional)
     if packed:
-        y, h, c = torch.lstm(data, x.batch_sizes, (h, c), flat, *settings)
+        y, h, c = _lstm(data, x.batch_sizes, (h, c), flat, *settings)
         if x.unsorted_indices is not None:
             h, c = h[:, x.unsorted_indices], c[:, x.unsorted_indices]
         return PackedSequence(y, x.batch_sizes, x.sorted_indices, x.unsorted_indices), (h, c)
-    y, h, c = torch.lstm(data, (h, c), flat, *settings, batch_first)
+    y, h, c = _lstm(data, (h, c), flat, *settings, batch_first)
     return (y.squeeze(1), (h.squeeze(1), c.squeeze(1))) if single else (y, (h, c))
+
+
+def _lstm(*arguments: Any) -> Any:
+    """torch's. oneDNN's, which takes single precision on the CPU, has no derivative within a compiled graph."""
+    data = arguments[0]
+    if torch.compiler.is_compiling() and data.device.type == "cpu" and data.dtype != torch.float64:
+        return _lstm_apart(*arguments)
+    return torch.lstm(*arguments)
+
+
+def _uncompiled(*arguments: Any) -> Any:
+    return torch.lstm(*arguments)
+
+
+_lstm_apart: Any = torch.compiler.disable(_uncompiled)

@@ -86,7 +86,7 @@ def _run(x: Any, A: Any, S: Any, bias: Any, out: list[int], transposed: bool, op
         # Fewer rows than W has: composing it in the cache, as it is multiplied, spares its way through memory.
         batched = x if x.ndim > dims + 1 else x.unsqueeze(0)
         y = phm_linear(_patches(batched, tuple(S.shape[3:]), options), A, S.flatten(2), bias)
-        y = y.reshape(items, *out, y.shape[-1]).movedim(-1, 1)
+        y = y.reshape(items, *out, y.shape[-1]).movedim(-1, 1).contiguous()
         return y if x.ndim > dims + 1 else y.squeeze(0)
     name = f"conv_transpose{dims}d" if transposed else f"conv{dims}d"
     return getattr(_check.torch.nn.functional, name)(x, compose(A, S, transposed), bias, **options)

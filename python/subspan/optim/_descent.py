@@ -32,6 +32,13 @@ class Descent(torch.optim.Optimizer):
             self.param_groups.pop()
             raise
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Of an older version, or of the optimiser that this replaces: settings that it lacks have their defaults."""
+        super().__setstate__(state)
+        for group in self.param_groups:
+            for name, value in self.defaults.items():
+                group.setdefault(name, value)
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of every parameter that has a gradient. A closure is evaluated first, and its loss returned."""
@@ -115,6 +122,26 @@ def grouped(jobs: Sequence[Any], key: Callable[[Any], Hashable]) -> list[list[An
     return list(groups.values())
 
 
+def overlapping(tensors: Sequence[Tensor]) -> set[int]:
+    """The id of every tensor that may share memory with another: such ones are changed one after the other."""
+    spans = []
+    for tensor in tensors:
+        last = tensor.numel() - 1
+        if last >= 0 and not tensor.is_contiguous():
+            last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        start = tensor.data_ptr()
+        spans.append((start, start + (last + 1) * tensor.element_size(), id(tensor)))
+    spans.sort()
+    found: set[int] = set()
+    widest = (0, 0, 0)
+    for span in spans:
+        if span[0] < widest[1]:
+            found.update((span[2], widest[2]))
+        if span[1] > widest[1]:
+            widest = span
+    return found
+
+
 # --- arithmetic on lists; torch's own, which is private, or one tensor after the other ---
 
 _lerp_: Callable[..., Any] | None = getattr(torch, "_foreach_lerp_", None)
@@ -138,6 +165,8 @@ def lerp(tensors: list[Tensor], ends: list[Tensor], weight: float) -> list[Tenso
 
 
 def mul_(tensors: list[Tensor], factor: float | Tensor) -> None:
+    if isinstance(factor, Tensor):
+        factor = factor.reshape(())  # a rate may be an array of one element
     if _mul_ is not None:
         _mul_(tensors, factor)
         return

@@ -24,6 +24,7 @@ from ._descent import (
     lerp,
     lerp_,
     mul_,
+    overlapping,
 )
 
 _ADJUSTMENTS = {"original": 0, "match_rms_adamw": 1}
@@ -141,7 +142,8 @@ class Muon(Descent):
             if "momentum_buffer" not in self.state[parameter]:
                 buffer = torch.zeros_like(parameter, memory_format=torch.preserve_format)
                 self.state[parameter]["momentum_buffer"] = buffer
-        served = [job for job in jobs if _by_kernel(job)]
+        shared = overlapping([parameter for parameter, _, _ in jobs])
+        served = [job for job in jobs if _by_kernel(job) and id(job[0]) not in shared]
         for members in grouped(served, _iteration_of_groups()):
             self._step_by_kernel(members)
         if len(served) < len(jobs):
@@ -238,7 +240,7 @@ def _by_kernel(job: Job) -> bool:
 
 
 def _as_matrix(update: Tensor, group: dict[str, Any]) -> Tensor:
-    return update if group["stacked"] or update.ndim == 2 else update.reshape(update.shape[0], -1)
+    return update if group["stacked"] or update.ndim == 2 else update.flatten(1)
 
 
 def _orthogonal(matrices: list[Tensor], job: Job) -> list[Tensor]:
