@@ -90,11 +90,14 @@ void bind_lowrank(py::module_& m) {
         });
 }
 
+constexpr const char* kDownNames[] = {"down_A", "down_U", "down_V", "down_bias"};
+constexpr const char* kUpNames[] = {"up_A", "up_U", "up_V", "up_bias"};
+
 struct MapArgs {
   const ArrayArg A, U, V;
   const OptionalArrayArg bias;
-  MapArgs(py::handle a, py::handle u, py::handle v, py::handle b, const char* op)
-      : A(a, op, "A"), U(u, op, "U"), V(v, op, "V"), bias(b, op, "bias") {}
+  MapArgs(py::handle a, py::handle u, py::handle v, py::handle b, const char* op, const char* const (&names)[4])
+      : A(a, op, names[0]), U(u, op, names[1]), V(v, op, names[2]), bias(b, op, names[3]) {}
   AdapterFactors factors() const { return {A.view(), U.view(), V.view(), bias.view()}; }
 };
 
@@ -109,7 +112,7 @@ void bind_adapter(py::module_& m) {
            py::handle up_V, py::handle up_bias, py::handle y, int activation, bool residual, int threads) {
           constexpr const char* op = "phm_adapter";
           const ArrayArg in(x, op, "x");
-          const MapArgs down(A, U, V, bias, op), up(up_A, up_U, up_V, up_bias, op);
+          const MapArgs down(A, U, V, bias, op, kDownNames), up(up_A, up_U, up_V, up_bias, op, kUpNames);
           const OutputArg out(y, op, "y");
           const AdapterOptions options = adapter_options(activation, residual);
           check_phm_adapter(in.view(), down.factors(), up.factors(), residual, kDevice);
@@ -125,7 +128,7 @@ void bind_adapter(py::module_& m) {
                                    int activation, bool residual, bool wants_x, bool wants_factors, int threads) {
     constexpr const char* op = "phm_adapter_gradient";
     const ArrayArg in(x, op, "x"), upstream(dy, op, "dy");
-    const MapArgs down(A, U, V, bias, op), up(up_A, up_U, up_V, up_bias, op);
+    const MapArgs down(A, U, V, bias, op, kDownNames), up(up_A, up_U, up_V, up_bias, op, kUpNames);
     const OutputArg to_x(dx, op, "dx"),
         to[] = {{dA, op, "dA"},         {dU, op, "dU"},         {dV, op, "dV"},         {dbias, op, "dbias"},
                 {d_up_A, op, "d_up_A"}, {d_up_U, op, "d_up_U"}, {d_up_V, op, "d_up_V"}, {d_up_bias, op, "d_up_bias"}};
