@@ -83,11 +83,12 @@ def _introduction(machine: dict[str, str], cases: list[dict], results: Path) -> 
     folder = results.resolve().relative_to(README.parent)
     text = (
         f"Measured by `bench/run.py` on an {machine['CPU']}, {machine['cores']}, {machine['BLAS'].split(';')[0]}, "
-        "float32 unless a row says otherwise: one run, on a shared machine where runs differ by 10 to 20 %. *Plain "
+        "float32 unless a row says otherwise: one run, on a shared machine whose speed varies. *Plain "
         "PyTorch* is the fastest of the ways in public operations, *copied* the published code; *floor* is the least "
         "work at the measured peak; the bars are the project's own. "
         f"{met} of {len(barred)} bars are met; a selection, met or not, is below. All rows, with accuracy and memory, "
-        f"are in [{folder}]({folder}), and what keeps a row from its bar in [bench/results](bench/results/README.md)."
+        f"are in [{folder}]({folder}), and what keeps a row from its bar, with tables of another processor, in "
+        "[bench/results](bench/results/README.md)."
     )
     return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
 
