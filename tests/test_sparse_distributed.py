@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,36 +10,19 @@ import torch
 
 import sparse_distributed_worker as worker
 import subspan
+from gloo_processes import WORLD, results_of
 from sparse_distributed_worker import DTYPES, FORMS, SPLITS, Tensors
 
 if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
     pytest.skip("torch.distributed is not available", allow_module_level=True)
 
 pytestmark = pytest.mark.no_sanitizer
-SECONDS = 600  # processes that have not ended by then hang
-WORLD = 2
 
 
 @pytest.fixture(scope="module")
 def processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of two processes found."""
-    folder = tmp_path_factory.mktemp("distributed")
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    if Path("/sys/class/net/lo").exists():  # gloo would look the machine's name up
-        environment["GLOO_SOCKET_IFNAME"] = "lo"
-    logs = [folder / f"{rank}.log" for rank in range(WORLD)]
-    running = []
-    for rank, log in enumerate(logs):
-        command = [sys.executable, worker.__file__, str(rank), str(WORLD), str(folder)]
-        with log.open("w") as file:
-            running.append(subprocess.Popen(command, stdout=file, stderr=file, env=environment))
-    try:
-        ended = [process.wait(SECONDS) for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    assert ended == [0] * WORLD, "\n".join(log.read_text() for log in logs)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
+    return results_of(worker.__file__, tmp_path_factory.mktemp("distributed"))
 
 
 def alone(form: str, dtype: torch.dtype) -> Tensors:
