@@ -2,8 +2,11 @@
 // Arguments come in the order of the Python registration: inputs, outputs, saved arrays, parameters, threads.
 #include "bindings/array_arg.h"
 #include "bindings/families.h"
+#include "ops/sparse/batch_topk.h"
 #include "ops/sparse/flops_loss.h"
+#include "ops/sparse/linear_topk.h"
 #include "ops/sparse/signed_rows.h"
+#include "ops/sparse/thresholds.h"
 #include "ops/sparse/topk_rows.h"
 
 namespace subspan {
@@ -52,6 +55,68 @@ void bind_selections(py::module_& m) {
           py::gil_scoped_release unlocked;
           topk_rows_cpu(x.view(), chosen.view(), columns.view(), parameters, threads);
         });
+  m.def("linear_topk", [](py::handle X, py::handle weight, py::handle bias, py::handle values, py::handle indices,
+                          index_t k, int by, bool relu, int threads) {
+    constexpr const char* op = "linear_topk";
+    const ArrayArg x(X, op, "x"), W(weight, op, "W");
+    const OptionalArrayArg b(bias, op, "b");
+    const OutputArg chosen(values, op, "values");
+    const OptionalOutputArg columns(indices, op, "indices");
+    const TopkParameters parameters{k, by == 1, relu};
+    check_linear_topk(x.view(), W.view(), b.view(), chosen.view(), columns.view(), parameters, kDevice);
+    py::gil_scoped_release unlocked;
+    linear_topk_cpu(x.view(), W.view(), b.view(), chosen.view(), columns.view(), parameters, threads);
+  });
+  m.def("batch_topk",
+        [](py::handle X, py::handle values, py::handle indices, py::handle counts, index_t k, bool relu, int threads) {
+          constexpr const char* op = "batch_topk";
+          const ArrayArg x(X, op, "x");
+          const OutputArg chosen(values, op, "values");
+          const OptionalOutputArg columns(indices, op, "indices"), of_rows(counts, op, "counts");
+          check_batch_topk(x.view(), chosen.view(), columns.view(), of_rows.view(), k, kDevice);
+          py::gil_scoped_release unlocked;
+          batch_topk_cpu(x.view(), chosen.view(), columns.view(), of_rows.view(), k, relu, threads);
+        });
+}
+
+void bind_thresholds(py::module_& m) {
+  m.def("jumprelu", [](py::handle X, py::handle threshold, py::handle out, double, int threads) {
+    constexpr const char* op = "jumprelu";
+    const ArrayArg x(X, op, "x"), t(threshold, op, "threshold");
+    const OutputArg result(out, op, "out");
+    check_cut_off(x.view(), t.view(), result.view(), kDevice, op);
+    py::gil_scoped_release unlocked;
+    cut_off_cpu(x.view(), t.view(), result.view(), ThresholdForm::jump, threads);
+  });
+  m.def("soft_threshold", [](py::handle X, py::handle threshold, py::handle out, int threads) {
+    constexpr const char* op = "soft_threshold";
+    const ArrayArg x(X, op, "x"), t(threshold, op, "threshold");
+    const OutputArg result(out, op, "out");
+    check_cut_off(x.view(), t.view(), result.view(), kDevice, op);
+    py::gil_scoped_release unlocked;
+    cut_off_cpu(x.view(), t.view(), result.view(), ThresholdForm::soft, threads);
+  });
+  m.def("jumprelu_gradient", [](py::handle upstream, py::handle X, py::handle threshold, py::handle d_x,
+                                py::handle d_threshold, double bandwidth, int threads) {
+    constexpr const char* op = "jumprelu";
+    const ArrayArg g(upstream, op, "upstream"), x(X, op, "x"), t(threshold, op, "threshold");
+    const OutputArg dx(d_x, op, "d_x");
+    const OptionalOutputArg dt(d_threshold, op, "d_threshold");
+    check_cut_off_gradient(g.view(), x.view(), t.view(), dx.view(), dt.view(), kDevice, op);
+    CHECK(bandwidth > 0, op, ": bandwidth: expected a number > 0");
+    py::gil_scoped_release unlocked;
+    cut_off_gradient_cpu(g.view(), x.view(), t.view(), dx.view(), dt.view(), ThresholdForm::jump, bandwidth, threads);
+  });
+  m.def("soft_threshold_gradient", [](py::handle upstream, py::handle X, py::handle threshold, py::handle d_x,
+                                      py::handle d_threshold, int threads) {
+    constexpr const char* op = "soft_threshold";
+    const ArrayArg g(upstream, op, "upstream"), x(X, op, "x"), t(threshold, op, "threshold");
+    const OutputArg dx(d_x, op, "d_x");
+    const OptionalOutputArg dt(d_threshold, op, "d_threshold");
+    check_cut_off_gradient(g.view(), x.view(), t.view(), dx.view(), dt.view(), kDevice, op);
+    py::gil_scoped_release unlocked;
+    cut_off_gradient_cpu(g.view(), x.view(), t.view(), dx.view(), dt.view(), ThresholdForm::soft, 0, threads);
+  });
 }
 
 }  // namespace
@@ -59,6 +124,7 @@ void bind_selections(py::module_& m) {
 void bind_sparse_cpu(py::module_& m) {
   bind_column_means(m);
   bind_selections(m);
+  bind_thresholds(m);
 }
 
 }  // namespace subspan

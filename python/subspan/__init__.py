@@ -38,7 +38,8 @@ from .ops.sinkhorn import sinkhorn
 from .ops.skew import cayley, skew_expm
 from .ops.small_matrices import small_eigh, small_svd, small_svdvals
 from .ops.sparse import flops_loss, flops_metric, l1_loss, r_sub
-from .ops.sparse_topk import topk_rows
+from .ops.sparse_thresholds import jumprelu, soft_threshold
+from .ops.sparse_topk import batch_topk, linear_topk, topk_rows
 from .ops.stiefel import egrad_to_rgrad, inverse_retract, project_tangent, retract, transport
 from .ops.subspace_logits import subspace_logits
 from .sparse_rows import SparseRows

@@ -1,65 +1,10 @@
-#include <functional>
-
 #include "core/dispatch.h"
 #include "core/parallel.h"
-#include "ops/sparse/signs.h"
+#include "ops/sparse/selection.h"
 #include "ops/sparse/topk_rows.h"
 
 namespace subspan {
 namespace {
-
-// An entry as one number, larger for larger values and, among equal ones, for lower columns: no two are equal.
-template <class T>
-class Key {
- public:
-  using type = std::conditional_t<sizeof(T) == 4, std::int64_t, __int128>;
-
-  static type of(T value, index_t column) {
-    using Word = Bits<T>;
-    value += T(0);  // -0 is 0
-    Word bits;
-    std::memcpy(&bits, &value, sizeof bits);
-    // Integers in the order of the values: the digits of negative ones count downwards.
-    const Word ordered = value != value ? std::numeric_limits<Word>::max()
-                                        : bits ^ (bits >> (8 * sizeof(T) - 1) & std::numeric_limits<Word>::max());
-    return static_cast<type>(ordered) * (type{1} << 32) + (0xffffffffu - static_cast<std::uint32_t>(column));
-  }
-  static std::int32_t column(type key) {
-    return static_cast<std::int32_t>(0xffffffffu - static_cast<std::uint32_t>(key));
-  }
-};
-
-// A bit per lane.
-template <class T>
-inline unsigned lanes_of(Mask<T> mask) {
-#if defined(__AVX512DQ__)
-  return sizeof(T) == 4 ? _mm512_movepi32_mask((__m512i)mask) : _mm512_movepi64_mask((__m512i)mask);
-#elif defined(__AVX2__)
-  return static_cast<unsigned>(sizeof(T) == 4 ? _mm256_movemask_ps((__m256)mask) : _mm256_movemask_pd((__m256d)mask));
-#else
-  unsigned bits = 0;
-  for (int lane = 0; lane < kLanes<T>; ++lane) bits |= (mask[lane] != 0) << lane;
-  return bits;
-#endif
-}
-
-// How many of `count` entries are larger than `entry`; up to a whole vector after them is read and must not be larger.
-// Comparing all with all takes no branches, which for some dozens is faster than sorting.
-template <class E>
-index_t larger(const E* entries, index_t count, E entry) {
-  index_t total = 0;
-#pragma GCC unroll 4
-  for (index_t i = 0; i < count; i += kLanes<E>) {
-    total += __builtin_popcount(lanes_of<E>(load(entries + i) > entry));
-  }
-  return total;
-}
-constexpr index_t kFewEntries = 256;  // up to so many are compared with all
-
-template <class E>
-void pad(E* entries, index_t count, E least) {
-  std::fill_n(entries + count, kVectorBytes / sizeof(E), least);
-}
 
 // One row: a bound below the k-th largest entry from the maxima of groups of columns, the entries that reach it, and
 // the k largest of those.
@@ -72,9 +17,9 @@ class Selection {
       : columns_(columns), parameters_(parameters) {
     converted_ = workspace.take<T>(columns);
     sizes_ = parameters.by_magnitude ? workspace.take<T>(columns) : nullptr;
-    maxima_ = workspace.take<T>(kMostGroups + kLanes<T>);
-    keys_ = workspace.take<KeyType>(columns + kVectorBytes);
-    sorted_ = workspace.take<KeyType>(std::max(parameters.k, kFewEntries));
+    maxima_ = workspace.take<T>(kMostGroups + kSpare<T>);
+    keys_ = workspace.take<KeyType>(columns + kSpare<KeyType>);
+    sorted_ = workspace.take<KeyType>(sorted_room(parameters.k));
   }
 
   T* scratch() { return converted_; }
@@ -88,7 +33,7 @@ class Selection {
     T bound;
     const index_t count = lower_bound(ranked, bound) ? collect(ranked, bound) : collect_all(ranked);
     const index_t k = parameters_.k;
-    sort(count);
+    sort_largest(keys_, count, k, sorted_);
     for (index_t i = 0; i < k; ++i) {
       const std::int32_t column = Key<T>::column(sorted_[i]);
       const T value = row[column];
@@ -99,23 +44,6 @@ class Selection {
 
  private:
   static constexpr index_t kMostGroups = 4096;
-
-  // The k largest of `count` keys, in order.
-  void sort(index_t count) {
-    const index_t k = parameters_.k;
-    if constexpr (sizeof(KeyType) == 8) {
-      if (count <= kFewEntries) {
-        pad(keys_, count, std::numeric_limits<KeyType>::min());
-        for (index_t i = 0; i < count; ++i) {
-          sorted_[larger(keys_, count, keys_[i])] = keys_[i];
-        }
-        return;
-      }
-    }
-    if (count > k) std::nth_element(keys_, keys_ + k, keys_ + count, std::greater<>());
-    std::sort(keys_, keys_ + k, std::greater<>());
-    std::copy_n(keys_, k, sorted_);
-  }
 
   // The k-th largest of the maxima of disjoint groups: k entries reach it. About 2 k groups leave some 1.4 k entries
   // above the bound if large ones lie anywhere. False where there are too few groups, or a NaN, which has no place in

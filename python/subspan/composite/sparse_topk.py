@@ -1,10 +1,14 @@
-"""The largest entries of every row in torch operations."""
+"""The largest entries of every row, and of all rows, in torch operations."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from .factor import result_dtype
+from .factor import result_dtype, without_autocast
+
+#: Columns of x W^T + b that exist at a time.
+_CHUNK = 16384
 
 
 def topk_rows(x: Tensor, k: int, by: int, relu: bool) -> tuple[Tensor, Tensor]:
@@ -17,3 +21,41 @@ def topk_rows(x: Tensor, k: int, by: int, relu: bool) -> tuple[Tensor, Tensor]:
 def chosen(x: Tensor, indices: Tensor, relu: bool) -> Tensor:
     values = x.gather(-1, indices.long()).to(result_dtype(x))
     return values.relu() if relu else values
+
+
+@without_autocast
+def linear_topk(x: Tensor, W: Tensor, b: Tensor | None, k: int, by: int, relu: bool) -> tuple[Tensor, Tensor]:
+    """The k largest of some columns are sorted with those of the columns before, and stay behind these where equal."""
+    kind = result_dtype(x)
+    values = indices = None
+    for first in range(0, W.shape[-2], _CHUNK):
+        some = slice(first, first + _CHUNK)
+        products = x.to(kind) @ W[..., some, :].to(kind).mT
+        if b is not None:
+            products = products + b[..., None, some].to(kind)
+        columns = torch.arange(first, first + products.shape[-1], device=x.device).expand(products.shape)
+        if values is not None and indices is not None:
+            products, columns = torch.cat([values, products], -1), torch.cat([indices, columns], -1)
+        places = topk_rows(products, min(k, products.shape[-1]), by, False)[1].long()
+        values, indices = products.gather(-1, places), columns.gather(-1, places)
+    assert values is not None and indices is not None
+    return values.relu() if relu else values, indices.int()
+
+
+def batch_topk(x: Tensor, k: int, relu: bool) -> tuple[Tensor, Tensor, Tensor]:
+    n, columns = x.shape[-2:]
+    flat = x.detach().reshape(*x.shape[:-2], n * columns)
+    places = flat.sort(dim=-1, descending=True, stable=True).indices[..., : k * n].sort(dim=-1).values
+    rows = places // columns
+    counts = places.new_zeros(*x.shape[:-2], n).scatter_add(-1, rows, torch.ones_like(rows))
+    return chosen(x.reshape(flat.shape), places, relu), (places % columns).int(), counts.int()
+
+
+def chosen_of_all(x: Tensor, indices: Tensor, counts: Tensor, relu: bool) -> Tensor:
+    """The entries of x at the columns given, as many of each row as counted."""
+    n, columns = x.shape[-2:]
+    ends = counts.long().cumsum(-1)
+    entries = torch.arange(indices.shape[-1], device=x.device).expand(indices.shape)
+    rows = torch.searchsorted(ends, entries.contiguous(), right=True)
+    flat = x.reshape(*x.shape[:-2], n * columns)
+    return chosen(flat, rows * columns + indices.long(), relu)
