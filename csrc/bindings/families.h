@@ -12,5 +12,6 @@ void bind_dense_cpu(py::module_& m);
 void bind_orthogonal_cpu(py::module_& m);
 void bind_phm_cpu(py::module_& m);
 void bind_sparse_cpu(py::module_& m);
+void bind_sparse_products_cpu(py::module_& m);
 
 }  // namespace subspan

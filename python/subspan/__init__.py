@@ -38,6 +38,7 @@ from .ops.sinkhorn import sinkhorn
 from .ops.skew import cayley, skew_expm
 from .ops.small_matrices import small_eigh, small_svd, small_svdvals
 from .ops.sparse import flops_loss, flops_metric, l1_loss, r_sub
+from .ops.sparse_products import sddmm, sparse_decode, sparse_t_dense
 from .ops.sparse_thresholds import jumprelu, soft_threshold
 from .ops.sparse_topk import batch_topk, linear_topk, topk_rows
 from .ops.stiefel import egrad_to_rgrad, inverse_retract, project_tangent, retract, transport
@@ -58,6 +59,7 @@ def __getattr__(name: str) -> object:
 __all__ = [
     "SparseRows",
     "algebra",
+    "batch_topk",
     "bind",
     "bundle",
     "cayley",
@@ -80,9 +82,11 @@ __all__ = [
     "householder_vectors",
     "inverse_retract",
     "ista",
+    "jumprelu",
     "karcher_mean",
     "l1_loss",
     "linear_cka",
+    "linear_topk",
     "logdet_gram",
     "nested_overlap",
     "newton_schulz",
@@ -113,11 +117,15 @@ __all__ = [
     "rate_operator",
     "rate_reduction",
     "retract",
+    "sddmm",
     "sinkhorn",
     "skew_expm",
     "small_eigh",
     "small_svd",
     "small_svdvals",
+    "soft_threshold",
+    "sparse_decode",
+    "sparse_t_dense",
     "spd_logdet",
     "subspace_distance",
     "subspace_logits",

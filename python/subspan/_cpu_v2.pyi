@@ -376,3 +376,30 @@ l1_loss = flops_metric = flops_loss
 
 def signed_rows(x: Any, factor: Any, row_mask: Any | None, slope: Any | None, out: Any, threads: int, /) -> None: ...
 def topk_rows(x: Any, values: Any, indices: Any | None, k: int, by: int, relu: bool, threads: int, /) -> None: ...
+def sparse_decode(
+    values: Any, indices: Any, offsets: Any | None, W: Any, bias: Any | None, out: Any, threads: int, /
+) -> None: ...
+def sparse_decode_gradient(
+    G: Any, values: Any, indices: Any, offsets: Any | None, W: Any, d_values: Any, d_W: Any, threads: int, /
+) -> None: ...
+def sddmm(G: Any, W: Any, indices: Any, offsets: Any | None, out: Any, threads: int, /) -> None: ...
+def sparse_t_dense(
+    values: Any, indices: Any, offsets: Any | None, G: Any, out: Any, columns: int, threads: int, /
+) -> None: ...
+def sparse_t_dense_gradient(
+    U: Any, values: Any, indices: Any, offsets: Any | None, G: Any, d_values: Any, d_G: Any, threads: int, /
+) -> None: ...
+def used_columns(indices: Any, offsets: Any | None, used: Any, columns: int, threads: int, /) -> int: ...
+def weight_rows(
+    values: Any,
+    indices: Any,
+    offsets: Any | None,
+    G: Any,
+    W: Any | None,
+    d_values: Any | None,
+    rows: Any,
+    columns: int,
+    added: bool,
+    threads: int,
+    /,
+) -> None: ...

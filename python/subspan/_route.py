@@ -45,6 +45,7 @@ class Op:
                 scaled(upstream, saved array, tensor) is the product of the first two in the tensor's type
     saves:      which inputs' shapes the saved arrays have; empty: backward needs the graded outputs themselves, which
                 it differentiates further where there is no `gradient`
+    keeps_results: False where nothing is saved and backward needs no outputs either
     graded:     how many leading outputs carry gradients, all of them wanted in every call; where there are several,
                 backward gets a tuple of upstreams, None where none came
     selective:  backward also takes, last, which tensors need a gradient; it gives None or anything for the others
@@ -65,6 +66,7 @@ class Op:
     backward: Callable[..., Any] = not_differentiable
     selective: bool = False
     saves: tuple[int, ...] = (0,)
+    keeps_results: bool = True
     graded: int = 1
     saved_shapes: Callable[..., Sequence[tuple[int, ...] | None]] | None = None
     public: str = ""

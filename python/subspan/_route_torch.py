@@ -50,6 +50,11 @@ def values_available(tensor: torch.Tensor) -> bool:
     return not _traced() and type(tensor) in _PLAIN
 
 
+def untransformed(tensors: Sequence[torch.Tensor]) -> bool:
+    """Whether these are tensors as torch has them, on any device, and no tracer, transform or mode watches."""
+    return not _traced() and not _forward_ad_active(tuple(tensors)) and all(type(t) in _PLAIN for t in tensors)
+
+
 def plain(tensors: Sequence[torch.Tensor]) -> bool:
     """Whether these are eager CPU tensors that no autograd, transform or mode has to see."""
     if DISABLED or _traced() or _forward_ad_active(tuple(tensors)):
@@ -203,13 +208,14 @@ def _gradient_rule(op: Op) -> tuple[Callable[..., None], Callable[..., Any]]:
     # Dynamo traces these functions: they close over functions and numbers, not over the Op.
     arity, n_outputs, fused = len(op.inputs), len(op.outputs), bool(op.saves)
     gradient, apply_upstream, selective = op.gradient, op.backward, op.selective
-    graded, repeats = op.graded, op.repeats_gradient
+    graded, repeats, keeps = op.graded, op.repeats_gradient, op.keeps_results
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         results = output if isinstance(output, tuple) else (output,)
         ctx.parameters = inputs[arity:]
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*inputs[:arity], *(results[n_outputs:] if fused else results[:graded]))
+        kept = results[n_outputs:] if fused else results[:graded] if keeps else ()
+        ctx.save_for_backward(*inputs[:arity], *kept)
 
     def backward(ctx: Any, *upstream: Any) -> Any:
         nothing = (None,) * (arity + len(ctx.parameters))
@@ -251,13 +257,13 @@ def _eager_function(op: Op) -> Any:
     The saved arrays become the gradient: scaled in place and handed over, which halves the memory and spares a pass
     over it. A second backward through a retained graph finds them gone and runs the kernel again.
     """
-    arity, fused, graded = len(op.inputs), bool(op.saves), op.graded
+    arity, fused, graded, keeps = len(op.inputs), bool(op.saves), op.graded, op.keeps_results
 
     def forward(ctx: Any, wanted: int, *args: Any) -> Any:
         outputs, saved = _run_kernel_saving(op, wanted, args)
         ctx.parameters, ctx.saved = args[arity:], saved
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*args[:arity], *(() if fused else outputs[:graded]))
+        ctx.save_for_backward(*args[:arity], *(() if fused or not keeps else outputs[:graded]))
         if wanted > graded:
             ctx.mark_non_differentiable(*outputs[graded:])
         return outputs
