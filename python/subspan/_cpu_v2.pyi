@@ -403,3 +403,26 @@ def weight_rows(
     threads: int,
     /,
 ) -> None: ...
+def linear_topk(
+    x: Any,
+    W: Any,
+    b: Any | None,
+    values: Any,
+    indices: Any | None,
+    k: int,
+    by: int,
+    relu: bool,
+    threads: int,
+    /,
+) -> None: ...
+def batch_topk(
+    x: Any, values: Any, indices: Any | None, counts: Any | None, k: int, relu: bool, threads: int, /
+) -> None: ...
+def jumprelu(x: Any, threshold: Any, out: Any, bandwidth: float, threads: int, /) -> None: ...
+def jumprelu_gradient(
+    upstream: Any, x: Any, threshold: Any, d_x: Any, d_threshold: Any | None, bandwidth: float, threads: int, /
+) -> None: ...
+def soft_threshold(x: Any, threshold: Any, out: Any, threads: int, /) -> None: ...
+def soft_threshold_gradient(
+    upstream: Any, x: Any, threshold: Any, d_x: Any, d_threshold: Any | None, threads: int, /
+) -> None: ...

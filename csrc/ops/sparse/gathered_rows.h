@@ -5,6 +5,7 @@
 #pragma once
 #include <cassert>
 
+#include "core/batch.h"
 #include "core/half_vector.h"
 #include "core/pack.h"
 #include "core/stream.h"

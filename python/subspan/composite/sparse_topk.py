@@ -23,6 +23,11 @@ def chosen(x: Tensor, indices: Tensor, relu: bool) -> Tensor:
     return values.relu() if relu else values
 
 
+def kept(upstream: Tensor, values: Tensor, relu: bool) -> Tensor:
+    """The upstream gradient of values, 0 where relu cut one off."""
+    return torch.where(values.detach() <= 0, 0, upstream) if relu else upstream
+
+
 @without_autocast
 def linear_topk(x: Tensor, W: Tensor, b: Tensor | None, k: int, by: int, relu: bool) -> tuple[Tensor, Tensor]:
     """The k largest of some columns are sorted with those of the columns before, and stay behind these where equal."""

@@ -44,6 +44,7 @@ _jumprelu_gradient_op = _route.Op(
     ),
     graded=2,
     saves=(),
+    keeps_results=False,
     public="jumprelu",
 )
 _jumprelu_op = _route.Op(
@@ -59,6 +60,7 @@ _jumprelu_op = _route.Op(
     ),
     selective=True,
     saves=(),
+    keeps_results=False,
 )
 _route.register(_jumprelu_gradient_op)
 _jumprelu = _route.register(_jumprelu_op)
@@ -114,8 +116,8 @@ def jumprelu(x: Any, threshold: Any, bandwidth: float = 0.001) -> Any:
     Gradient:
         To x the upstream gradient where x > threshold, 0 elsewhere. The derivative to the threshold is 0 almost
         everywhere; in its place stands an estimate of that of the expected value, -theta_j / bandwidth times the sum of
-        the upstream gradient over the entries of column j with |x_ij - theta_j| < bandwidth / 2. Second derivatives hold
-        the window constant, as it is almost everywhere. Sums down the columns have a fixed order.
+        the upstream gradient over the entries of column j with |x_ij - theta_j| < bandwidth / 2. Second derivatives
+        hold the window constant, as it is almost everywhere. Sums down the columns have a fixed order.
 
     Source:
         Rajamanoharan et al. 2024, Jumping Ahead: Improving Reconstruction Fidelity with JumpReLU Sparse Autoencoders,
@@ -154,8 +156,9 @@ def soft_threshold(x: Any, threshold: Any) -> Any:
         gradient to x once. Saves x.
 
     Gradient:
-        To x the upstream gradient where |x| > threshold, 0 elsewhere, also at |x| = threshold; to the threshold -sign(x)
-        times that, summed down its column in a fixed order. Second derivatives are 0 but for the upstream gradient.
+        To x the upstream gradient where |x| > threshold, 0 elsewhere, also at |x| = threshold; to the threshold
+        -sign(x) times that, summed down its column in a fixed order. Second derivatives are 0 but for the upstream
+        gradient.
 
     Source:
         The proximal map of the L1 norm, as in Paria et al. 2020, section 5. Replaces ``soft_thresh`` of

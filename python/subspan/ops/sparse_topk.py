@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ if _check.torch is not None:
     from ..composite import sparse_topk as composite
 
 _RANKS = {"value": 0, "abs": 1}
+_WEIGHT_GRADS = {"dense": 0, "rows": 1, "accumulate": 2}
 
 
 def _shapes(x: Any, k: int, by: int, relu: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -39,6 +41,22 @@ def _linear_shapes(x: Any, W: Any, b: Any, k: int, by: int, relu: bool) -> tuple
     return _shapes(x, k, by, relu)
 
 
+def _linear_backward(g: Any, saved: Any, tensors: Any, parameters: Any, scaled: Any, needed: Any) -> Any:
+    """That of the values at the places that were chosen."""
+    x, W, b = tensors
+    values, indices = saved
+    slopes = composite.kept(g[0], values, parameters[2])
+    d_x = d_W = d_b = None
+    if needed[0]:
+        d_x = _route.call_in_backward("sparse_decode", slopes, indices, None, W, None).to(x.dtype)
+    if needed[1]:
+        d_W = _route.call_in_backward("sparse_t_dense", slopes, indices, None, x, W.shape[-2]).to(W.dtype)
+    if b is not None and needed[2]:
+        ones = slopes.new_ones(()).expand(*slopes.shape[:-1], 1)
+        d_b = _route.call_in_backward("sparse_t_dense", slopes, indices, None, ones, W.shape[-2])[..., 0].to(b.dtype)
+    return d_x, d_W, d_b
+
+
 _linear_topk = _route.register(
     _route.Op(
         name="linear_topk",
@@ -48,7 +66,10 @@ _linear_topk = _route.register(
         shapes=_linear_shapes,
         kernel=_native.cpu.linear_topk,
         composite=lambda *args: composite.linear_topk(*args),
+        backward=_linear_backward,
+        selective=True,
         saves=(),
+        graded=2,  # the places too, which have no gradient but which backward needs
     )
 )
 _batch_topk = _route.register(
@@ -105,7 +126,7 @@ def topk_rows(x: Any, k: int, by: str = "value", relu: bool = True) -> SparseRow
     """
     op = "topk_rows"
     _check.matrix(op, "x", x)
-    k = _check_k(op, k, x)
+    k = _check_k(op, k, "columns of x", x)
     by_code = _check.choice(op, "by", by, _RANKS)
     _check.flag(op, "relu", relu)
     relu = bool(relu)
@@ -116,6 +137,105 @@ def topk_rows(x: Any, k: int, by: str = "value", relu: bool = True) -> SparseRow
         indices = _topk_rows(2, known, k, by_code, relu)[1]
         values = composite.chosen(x, indices, relu)
     return unchecked(indices, values, x.shape[-1])
+
+
+def linear_topk(
+    x: Any, W: Any, b: Any, k: int, *, by: str = "value", relu: bool = True, weight_grad: str = "dense"
+) -> SparseRows:
+    r"""The k largest outputs of a linear layer in every row, as sparse rows: the encoder of a TopK sparse autoencoder.
+
+    .. math:: S_{im} = \max(v_{im}, 0) \text{ where } v_{im} = x_i \cdot W_m + b_m \text{ is among the } k
+        \text{ largest of row } i, \text{ else } 0
+
+    Args:
+        x: (\*batch, n, D); float64, float32, float16 or bfloat16, any strides. torch, NumPy or CuPy.
+        W: (M, D), a row for each feature; or (\*batch, M, D), broadcast with x. float64 exactly where x is; half
+            precision and float32 may meet.
+        b: (M,) or (\*batch, M), or None.
+        k: number in 1 ... M.
+        by: "value", or "abs" for the outputs of largest magnitude.
+        relu: give outputs that are not positive as 0; False gives them as they are.
+        weight_grad: how the gradient in W comes, for torch: "dense", "rows" or "accumulate", as in
+            :func:`sparse_decode`.
+
+    Returns:
+        :class:`SparseRows` as from :func:`topk_rows`: ``.indices`` int32 and ``.values`` (\*batch, n, k), float64 for
+        float64 input and float32 otherwise, largest first, equal ones by lower column. A row's numbers have the same
+        bits in any batch. NaN is larger than every number.
+
+    Raises:
+        TypeError, ValueError: wrong arrays, shapes, types, k or by.
+
+    Cost:
+        2 n M D flops; the (n, M) outputs are never stored: tiles of them are compared with the k-th largest of their
+        rows so far while they are in registers. Extra memory of some hundred rows of x and a few times as many
+        candidates as results for each thread. Composites have the outputs of 16384 columns at a time.
+
+    Gradient:
+        That of the values at the chosen places, which are held constant: with the upstream gradient g, 0 where ``relu``
+        cut a value off, sparse rows G of g at these places: G W to x, G^T x to W, the sums of the columns of G to b.
+        Each result gives gradient, so that a second call with 4 k, or one for dead features, moves the encoder too.
+        Saves the inputs and the result. Differentiable any number of times.
+
+    Source:
+        Gao et al. 2024, Scaling and Evaluating Sparse Autoencoders, section 2.3. Replaces ``F.linear``, ``topk`` and
+        ``relu`` in the encoders of OpenAI's, SAELens' and CSR's sparse autoencoders, and ``FusedEncoder`` of
+        EleutherAI's sparsify, whose backward passes gradient to what relu cut off and none from outputs used twice.
+
+    >>> import numpy as np, subspan
+    >>> W = np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0]])
+    >>> rows = subspan.linear_topk(np.array([[2.0, 3.0], [-2.0, 1.0]]), W, np.array([0.5, 0.0, 0.0]), 2)
+    >>> print(rows.indices.tolist(), rows.values.tolist())
+    [[1, 0], [1, 2]] [[3.0, 2.5], [1.0, 1.0]]
+    """
+    op = "linear_topk"
+    _check.matrix(op, "x", x)
+    _operand(op, "W", W, x, 2)
+    if W.shape[-1] != x.shape[-1]:
+        raise ValueError(f"{op}: W: expected the columns of x {tuple(x.shape)}, got shape {tuple(W.shape)}")
+    if b is not None:
+        _operand(op, "b", b, x, 1)
+        if b.shape[-1] != W.shape[-2]:
+            raise ValueError(f"{op}: b: expected a number per row of W {tuple(W.shape)}, got shape {tuple(b.shape)}")
+    k = _check_k(op, k, "rows of W", W, -2)
+    by_code = _check.choice(op, "by", by, _RANKS)
+    _check.flag(op, "relu", relu)
+    way = _check.choice(op, "weight_grad", weight_grad, _WEIGHT_GRADS)
+    if W is x and _check.is_torch(x):
+        W = x.view_as(x)  # torch.compile does not trace a function that is given one tensor twice
+    shape = tuple(x.shape[:-1])
+    if W.ndim == 2 and (b is None or b.ndim == 1):
+        x = x.reshape(math.prod(shape), x.shape[-1])  # rows of one matrix: W is read, and its gradient made, once
+    elif way:
+        expected = f"expected 'dense' where W {tuple(W.shape)} or b has batch dimensions"
+        raise ValueError(f"{op}: weight_grad: {expected}, got {weight_grad!r}")
+    else:
+        x, W, b = _of_one_batch(op, x, W, b)
+        shape = tuple(x.shape[:-1])
+    if way and _check.is_torch(W) and W.requires_grad and _check.torch.is_grad_enabled():
+        from ..composite.sparse_weight_grad import linear_topk as encode
+
+        values, indices = encode(x, W, b, k, by_code, bool(relu), way)
+    else:
+        values, indices = _linear_topk(2, x, W, b, k, by_code, bool(relu))
+    return unchecked(indices.reshape((*shape, k)), values.reshape((*shape, k)), W.shape[-2])
+
+
+def _operand(op: str, name: str, array: Any, x: Any, least: int) -> None:
+    """An array that is computed with together with x."""
+    _check.same_kind(op, name, array, "x", x)
+    _check.matrix(op, name, array, least)
+    if _check.COMPUTE_DTYPE[array.dtype] != _check.COMPUTE_DTYPE[x.dtype]:
+        raise TypeError(f"{op}: {name}: expected float64 exactly where x ({x.dtype}) is, got {array.dtype}")
+
+
+def _of_one_batch(op: str, x: Any, W: Any, b: Any) -> tuple[Any, Any, Any]:
+    batch = _check.broadcast_batch(op, "W", W, 2, "x", x, 2)
+    if b is not None:
+        widest = _check.expand(x, (*batch, *x.shape[-2:]))
+        batch = _check.broadcast_batch(op, "b", b, 1, "x", widest, 2)
+        b = _check.expand(b, (*batch, b.shape[-1]))
+    return _check.expand(x, (*batch, *x.shape[-2:])), _check.expand(W, (*batch, *W.shape[-2:])), b
 
 
 def batch_topk(x: Any, k: int, relu: bool = True) -> SparseRows:
@@ -130,19 +250,19 @@ def batch_topk(x: Any, k: int, relu: bool = True) -> SparseRows:
         relu: give entries that are not positive as 0; False gives them as they are.
 
     Returns:
-        :class:`SparseRows` in CSR of k n entries, those of a row by rising column; ``.values`` float64 for float64 input
-        and float32 otherwise, ``.indices`` int32 and ``.offsets`` int64 (n + 1,). Of equal entries at the boundary those
-        of lower rows, then of lower columns, are taken. NaN is larger than every number. At inference a row is encoded
-        apart from others by ``jumprelu`` with the threshold that batches had in training: a running mean of the least
-        activation, ``rows.values[rows.values > 0].min()``.
+        :class:`SparseRows` in CSR of k n entries, those of a row by rising column; ``.values`` float64 for float64
+        input and float32 otherwise, ``.indices`` int32 and ``.offsets`` int64 (n + 1,). Of equal entries at the
+        boundary those of lower rows, then of lower columns, are taken. NaN is larger than every number. At inference a
+        row is encoded apart from others by ``jumprelu`` with the threshold that batches had in training: a running mean
+        of the least activation, ``rows.values[rows.values > 0].min()``.
 
     Raises:
         TypeError, ValueError: wrong array or k.
 
     Cost:
         x is read twice: the maxima of some 2 k n groups of columns bound the last of the wanted entries from below, and
-        what reaches the bound is collected and compared, never sorted. Extra memory of some 3 k n entries, at most 5 k n
-        for each thread.
+        what reaches the bound is collected and compared, never sorted. Extra memory of some 3 k n entries, at most 5 k
+        n for each thread.
 
     Gradient:
         To the chosen entries, 0 to all others; with ``relu`` also 0 to chosen ones that are not positive. Holds the
@@ -161,7 +281,7 @@ def batch_topk(x: Any, k: int, relu: bool = True) -> SparseRows:
     _check.matrix(op, "x", x)
     if x.ndim != 2:
         raise ValueError(f"{op}: x: expected (n, columns), got shape {tuple(x.shape)}")
-    k = _check_k(op, k, x)
+    k = _check_k(op, k, "columns of x", x)
     _check.flag(op, "relu", relu)
     relu = bool(relu)
     if not _check.is_torch(x):
@@ -178,10 +298,11 @@ def batch_topk(x: Any, k: int, relu: bool = True) -> SparseRows:
     return unchecked(indices, values, x.shape[-1], offsets)
 
 
-def _check_k(op: str, k: Any, x: Any) -> int:
-    k = _check.count(op, "k", k)
-    if k > x.shape[-1]:
-        raise ValueError(f"{op}: k: expected at most the columns of x {tuple(x.shape)}, got {k}")
-    if x.shape[-1] >= 2**31:
-        raise ValueError(f"{op}: x: expected fewer than 2**31 columns, got {x.shape[-1]}")
-    return k
+def _check_k(op: str, k: Any, what: str, array: Any, dim: int = -1) -> int:
+    """Of at most the size of a dimension, which is `what` it counts."""
+    number, size, name = _check.count(op, "k", k), int(array.shape[dim]), what.split()[-1]
+    if number > size:
+        raise ValueError(f"{op}: k: expected at most the {what} {tuple(array.shape)}, got {number}")
+    if size >= 2**31:
+        raise ValueError(f"{op}: {name}: expected fewer than 2**31 {what.split()[0]}, got {size}")
+    return number

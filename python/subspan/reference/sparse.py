@@ -2,6 +2,8 @@
 
 FLOPS:   Paria, Yeh, Yen, Xu, Ravikumar, Poczos, Minimizing FLOPs to Learn Efficient Sparse Representations, ICLR 2020,
          arXiv:2004.05665
+JumpReLU: Rajamanoharan, Lieberum, Sonnerat, Conmy, Varma, Kramar, Nanda, Jumping Ahead: Improving Reconstruction
+         Fidelity with JumpReLU Sparse Autoencoders, 2024, arXiv:2407.14435
 """
 
 from __future__ import annotations
@@ -76,3 +78,42 @@ def topk_rows(x: ArrayLike, k: int, by: str = "value", relu: bool = True) -> tup
     order = np.lexsort((-np.where(np.isnan(ranked), 0, ranked), ~np.isnan(ranked)), axis=-1)[..., :k]
     values = np.take_along_axis(x, order, -1)
     return np.where(values <= 0, 0, values) if relu else values, order
+
+
+def linear_topk(
+    x: ArrayLike, W: ArrayLike, b: ArrayLike | None, k: int, *, by: str = "value", relu: bool = True
+) -> tuple[Array, NDArray[np.int64]]:
+    """topk_rows of x W^T + b."""
+    outputs = np.asarray(x, dtype=np.float64) @ np.swapaxes(np.asarray(W, dtype=np.float64), -1, -2)
+    return topk_rows(outputs if b is None else outputs + np.asarray(b)[..., None, :], k, by, relu)
+
+
+def batch_topk(x: ArrayLike, k: int, relu: bool = True) -> tuple[Array, NDArray[np.int64], NDArray[np.int64]]:
+    """Values, columns and number in each row of the k n largest entries, as topk_rows of all rows in one."""
+    x = np.asarray(x, dtype=np.float64)
+    n, columns = x.shape
+    places = np.sort(topk_rows(x.reshape(1, -1), k * n)[1][0])
+    values = x.reshape(-1)[places]
+    counts = np.bincount(places // columns, minlength=n)
+    return np.where(values <= 0, 0, values) if relu else values, places % columns, counts
+
+
+def jumprelu(x: ArrayLike, threshold: ArrayLike, bandwidth: float = 0.001) -> Array:
+    """JumpReLU, equation (3)."""
+    x, limits = np.asarray(x, dtype=np.float64), np.asarray(threshold, dtype=np.float64)[..., None, :]
+    return x * (x > limits)
+
+
+def jumprelu_gradient(
+    g: ArrayLike, x: ArrayLike, threshold: ArrayLike, bandwidth: float
+) -> tuple[Array, Array]:
+    """JumpReLU, equation (11) with the rectangle of width 1 for its kernel K."""
+    x, g, limits = np.asarray(x, dtype=np.float64), np.asarray(g), np.asarray(threshold, dtype=np.float64)
+    rectangle = np.abs((x - limits[..., None, :]) / bandwidth) < 0.5
+    return g * (x > limits[..., None, :]), -limits / bandwidth * (rectangle * g).sum(-2)
+
+
+def soft_threshold(x: ArrayLike, threshold: ArrayLike) -> Array:
+    """FLOPS, section 5: relu(x - t) - relu(-x - t)."""
+    x, limits = np.asarray(x, dtype=np.float64), np.asarray(threshold, dtype=np.float64)[..., None, :]
+    return np.maximum(x - limits, 0) - np.maximum(-x - limits, 0)
