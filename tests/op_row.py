@@ -71,6 +71,7 @@ class Op:
     nonnegative: tuple[str, ...] = ()  # arguments of which negative values are refused
     minus_infinity: tuple[str, ...] = ()  # arguments of which -inf is a value like any other
     infinity: tuple[str, ...] = ()  # arguments of which infinities of both signs are
+    scalars: tuple[str, ...] = ()  # arguments that may be a number, or an array of no dimension
     constant_outputs: int = 0  # trailing outputs that carry no gradient, beside a status
     constrain: Callable[[Arguments], Arguments] = dict  # free arguments to valid ones, differentiably
     variant: str = ""  # of a name that has several rows

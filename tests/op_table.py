@@ -24,6 +24,7 @@ import sinkhorn_rows
 import skew_rows
 import small_matrix_rows
 import sparse_rows
+import sparse_selection_rows
 import stiefel_rows
 
 OPS = [
@@ -44,6 +45,7 @@ OPS = [
     *phm_rows.ROWS,
     *phm_adapter_rows.ROWS,
     *sparse_rows.ROWS,
+    *sparse_selection_rows.ROWS,
 ]
 
 every_op = pytest.mark.parametrize("op", OPS, ids=lambda op: op.title)

@@ -96,6 +96,8 @@ def no_arrays() -> dict[str, Any]:
 def test_no_array(op: Op, kind: str) -> None:
     arguments = op.sample(DOUBLE).arguments
     for name in op.array_names(arguments):
+        if name in op.scalars and kind in ("number", "NumPy number"):
+            continue
         if kind != "None" or inspect.signature(op.function).parameters[name].default is inspect.Parameter.empty:
             refused(op, arguments | {name: no_arrays()[kind]}, TypeError, name)
 
@@ -154,7 +156,7 @@ def test_torch_kind(op: Op, kind: str) -> None:
     arguments = op.sample(DOUBLE).arguments
     names = op.array_names(arguments)
     for name in names:
-        if kind == "other device" and len(names) == 1:
+        if (kind == "other device" and len(names) == 1) or (kind == "no dimension" and name in op.scalars):
             continue
         # Of two arguments on different devices either may be called the wrong one.
         argument = f"({'|'.join(names)})" if kind == "other device" else name
@@ -174,7 +176,7 @@ def test_arrays_of_two_libraries(op: Op) -> None:
 def test_too_few_dimensions(op: Op) -> None:
     arguments = op.sample(DOUBLE).arguments
     for name in op.array_names(arguments):
-        for dims in range(op.arrays[name]):
+        for dims in range(name in op.scalars, op.arrays[name]):
             short = arguments[name][(0,) * (arguments[name].ndim - dims)]
             refused(op, arguments | {name: short}, (TypeError, ValueError), name)
 

@@ -1,7 +1,8 @@
 """Sparse embeddings at the sizes of SPLADE (a vocabulary of 30522) and CSR (8192 features).
 
 Floors: the activations are read forward and once more backward, and their gradient is written. To choose the
-largest entries of a row, it is read once.
+largest entries of a row, or of all rows, they are read once. A linear encoder is its product forward, and products
+with the chosen entries backward; its weights are read and their gradient written.
 """
 
 from __future__ import annotations
@@ -62,7 +63,88 @@ def topk_rows(rows: int, columns: int, k: int, source: str) -> Case:
     )
 
 
+def linear_topk(rows: int, columns: int, features: int, k: int, source: str) -> Case:
+    def inputs(seed: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(rows, columns, generator=generator)
+        W = torch.randn(features, columns, generator=generator) / columns**0.5
+        return x.to(device), W.to(device), (0.1 * torch.randn(features, generator=generator)).to(device)
+
+    return Case(
+        name=f"linear_topk {rows}×{columns}→{features}, k = {k}",
+        op="linear_topk",
+        make_inputs=inputs,
+        variants=(
+            Variant(PEER, "sparsify", partial(baseline.gathered_encoder, k=k)),
+            Variant(PLAIN, "linear, topk, relu", partial(baseline.linear_then_topk, k=k)),
+            Variant(SUBSPAN, "subspan", lambda x, W, b: subspan.linear_topk(x, W, b, k).values),
+        ),
+        reference=partial(baseline.linear_then_sort, k=k),
+        flops=2 * rows * columns * (features + 2 * k),
+        bytes=FLOAT * (2 * rows * columns + 2 * features * columns),
+        bars=(Bar(PEER, 2.5),),
+        source=source,
+    )
+
+
+def batch_topk(rows: int, columns: int, k: int, source: str) -> Case:
+    def inputs(seed: int, device: str) -> tuple[Tensor]:
+        return (torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)).to(device),)
+
+    return Case(
+        name=f"batch_topk {rows}×{columns}, k = {k}",
+        op="batch_topk",
+        make_inputs=inputs,
+        variants=(
+            Variant(PEER, "SAELens", partial(baseline.flattened_topk, k=k)),
+            Variant(SUBSPAN, "subspan", lambda x: subspan.batch_topk(x, k).values.sum()),
+        ),
+        reference=partial(baseline.flattened_topk, k=k),
+        flops=rows * columns,
+        bytes=FLOAT * rows * (columns + 2 * k),
+        bars=(Bar(PEER, 4),),
+        backward=False,
+        source=source,
+    )
+
+
+def threshold(op: str, rows: int, columns: int, source: str) -> Case:
+    def inputs(seed: int, device: str) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(rows, columns, generator=generator)
+        return x.to(device), (0.5 + torch.rand(columns, generator=generator)).to(device)
+
+    if op == "jumprelu":
+        variants = (
+            Variant(PEER, "SAELens", partial(baseline.jumprelu, bandwidth=0.05)),
+            Variant(SUBSPAN, "subspan", lambda x, t: subspan.jumprelu(x, t, 0.05)),
+        )
+    else:
+        variants = (
+            Variant(PEER, "sparse-embed", baseline.soft_threshold),
+            Variant(PLAIN, "by sign", baseline.soft_threshold_by_sign),
+            Variant(SUBSPAN, "subspan", subspan.soft_threshold),
+        )
+    return Case(
+        name=f"{op} {rows}×{columns}",
+        op=op,
+        make_inputs=inputs,
+        variants=variants,
+        reference=variants[0].function,
+        flops=4 * rows * columns,
+        bytes=4 * FLOAT * rows * columns,
+        bars=(Bar(PEER, 3), Bar("floor", 0.65)),
+        source=source,
+    )
+
+
 CASES = (
+    linear_topk(1024, 768, 16384, 32, "OpenAI's sparse autoencoders of GPT-2"),
+    linear_topk(128, 4096, 16384, 32, "CSR, text"),
+    linear_topk(16, 768, 32768, 32, "encoding of a few tokens"),
+    batch_topk(1024, 16384, 32, "SAELens"),
+    threshold("jumprelu", 2048, 16384, "SAELens"),
+    threshold("soft_threshold", 2048, 4096, "sparse-embed"),
     topk_rows(512, 8192, 8, "CSR"),
     topk_rows(512, 8192, 64, "CSR"),
     topk_rows(64, 65536, 32, "sparse autoencoders"),

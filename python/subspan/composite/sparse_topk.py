@@ -60,7 +60,7 @@ def chosen_of_all(x: Tensor, indices: Tensor, counts: Tensor, relu: bool) -> Ten
     """The entries of x at the columns given, as many of each row as counted."""
     n, columns = x.shape[-2:]
     ends = counts.long().cumsum(-1)
-    entries = torch.arange(indices.shape[-1], device=x.device).expand(indices.shape)
-    rows = torch.searchsorted(ends, entries.contiguous(), right=True)
+    ended = ends.new_zeros(*indices.shape[:-1], indices.shape[-1] + 1).scatter_add(-1, ends, torch.ones_like(ends))
+    rows = ended.cumsum(-1)[..., :-1]
     flat = x.reshape(*x.shape[:-2], n * columns)
     return chosen(flat, rows * columns + indices.long(), relu)

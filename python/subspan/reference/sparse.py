@@ -104,9 +104,7 @@ def jumprelu(x: ArrayLike, threshold: ArrayLike, bandwidth: float = 0.001) -> Ar
     return x * (x > limits)
 
 
-def jumprelu_gradient(
-    g: ArrayLike, x: ArrayLike, threshold: ArrayLike, bandwidth: float
-) -> tuple[Array, Array]:
+def jumprelu_gradient(g: ArrayLike, x: ArrayLike, threshold: ArrayLike, bandwidth: float) -> tuple[Array, Array]:
     """JumpReLU, equation (11) with the rectangle of width 1 for its kernel K."""
     x, g, limits = np.asarray(x, dtype=np.float64), np.asarray(g), np.asarray(threshold, dtype=np.float64)
     rectangle = np.abs((x - limits[..., None, :]) / bandwidth) < 0.5
