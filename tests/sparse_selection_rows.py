@@ -212,7 +212,7 @@ def threshold_samples(dtype: torch.dtype, shapes: Any = SMALL, **others: Any) ->
 
 
 def jump_samples(dtype: torch.dtype, shapes: Any = SMALL) -> list[Sample]:
-    """The window holds no entry: within it the gradient to the threshold is no derivative; see test_sparse_selection."""
+    """No entry is in a window, where the gradient to the threshold is no derivative; see test_sparse_selection.py."""
     return threshold_samples(dtype, shapes, bandwidth=0.001)
 
 

@@ -217,7 +217,9 @@ class Encoder {
     const index_t most = std::clamp<index_t>(kPanelBytes / panel_bytes, 1, 8) * kPanelWidth<T>;
     index_t row_blocks = (rows_ + most - 1) / most;
     if (row_blocks > 1) row_blocks = round_up(row_blocks, used);
-    block_rows_ = round_up((rows_ + row_blocks - 1) / row_blocks, kLanes<T>);
+    index_t vectors = ((rows_ + row_blocks - 1) / row_blocks + kLanes<T> - 1) / kLanes<T>;
+    if (vectors % 6 == 1 && vectors > 1) ++vectors;  // whole tiles of two or three
+    block_rows_ = vectors * kLanes<T>;
     row_blocks = (rows_ + block_rows_ - 1) / block_rows_;
     const index_t blocks = items_ * row_blocks;
     const index_t fewest = std::max(kFewestFeatures, kPerEntry * parameters_.k);

@@ -106,7 +106,7 @@ class Candidates {
 
   // Thresholds are read in whole vectors: `padded` >= rows; nothing enters the rows beyond.
   Candidates(index_t rows, index_t padded, index_t k, Workspace& workspace)
-      : k_(k), capacity_(k + std::max<index_t>(k, 96)) {
+      : k_(k), capacity_((k + std::max<index_t>(k, 32) + 7) / 8 * 8) {
     thresholds_ = workspace.take<T>(padded);
     states_ = workspace.take<State>(padded);
     keys_ = workspace.take<KeyType>(rows * step());
@@ -159,7 +159,13 @@ class Candidates {
     }
     const T rank = Key<T>::rank(least);
     thresholds_[row] = rank == rank ? rank : std::numeric_limits<T>::infinity();
-    states_[row] = {least, std::remove_if(keys, keys + capacity_, [=](KeyType key) { return key <= least; }) - keys};
+    index_t count = 0;
+    for (index_t i = 0; i < capacity_; ++i) {  // without a branch, which would be a guess
+      const KeyType key = keys[i];
+      keys[count] = key;
+      count += key > least;
+    }
+    states_[row] = {least, count};
   }
 
   // By bisection, for which comparing with all takes no branches.

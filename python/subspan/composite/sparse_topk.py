@@ -28,6 +28,12 @@ def kept(upstream: Tensor, values: Tensor, relu: bool) -> Tensor:
     return torch.where(values.detach() <= 0, 0, upstream) if relu else upstream
 
 
+def column_sums(values: Tensor, indices: Tensor, columns: int) -> Tensor:
+    """Of sparse rows of as many entries each: on the CPU one after the other, whatever the number of threads."""
+    sums = values.new_zeros(*values.shape[:-2], columns)
+    return sums.scatter_add(-1, indices.long().flatten(-2), values.flatten(-2))
+
+
 @without_autocast
 def linear_topk(x: Tensor, W: Tensor, b: Tensor | None, k: int, by: int, relu: bool) -> tuple[Tensor, Tensor]:
     """The k largest of some columns are sorted with those of the columns before, and stay behind these where equal."""

@@ -12,7 +12,7 @@ from .. import _native, _route
 from .._check import COMPUTE_DTYPE
 from .._route_torch import plain, untransformed
 from . import sparse_products as composite
-from .sparse_topk import kept
+from .sparse_topk import column_sums, kept
 
 ROWS, ACCUMULATE = 1, 2
 _NAMES = {ROWS: "rows", ACCUMULATE: "accumulate"}
@@ -103,8 +103,7 @@ class _Encode(torch.autograd.Function):
             _, used, rows = _used_rows(x, S, W, False)
             d_W = _of_rows(used, rows, W)
         if ctx.needs_input_grad[2]:
-            ones = slopes.new_ones((slopes.shape[0], 1))
-            d_b = _route.call("sparse_t_dense", 1, *S, ones, W.shape[0])[0][:, 0].to(ctx.of_bias)
+            d_b = column_sums(slopes, indices, W.shape[0]).to(ctx.of_bias)
         return d_x, d_W, d_b, None, None, None, None
 
 

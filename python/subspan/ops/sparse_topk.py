@@ -52,8 +52,7 @@ def _linear_backward(g: Any, saved: Any, tensors: Any, parameters: Any, scaled: 
     if needed[1]:
         d_W = _route.call_in_backward("sparse_t_dense", slopes, indices, None, x, W.shape[-2]).to(W.dtype)
     if b is not None and needed[2]:
-        ones = slopes.new_ones(()).expand(*slopes.shape[:-1], 1)
-        d_b = _route.call_in_backward("sparse_t_dense", slopes, indices, None, ones, W.shape[-2])[..., 0].to(b.dtype)
+        d_b = composite.column_sums(slopes, indices, W.shape[-2]).to(b.dtype)
     return d_x, d_W, d_b
 
 
