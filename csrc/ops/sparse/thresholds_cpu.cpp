@@ -139,10 +139,15 @@ class Gradient {
     alignas(64) T scratch[kColumns], upstreams[kColumns], thresholds[kColumns], sums[kColumns + kLanes<T>];
     const Rows<T> from = in_.x(item), upstream = Matrices<T>::rows_of(upstream_, item);
     const T* t = in_.thresholds(item, column, columns, thresholds);
+    const bool constant = upstream_.step(-1) == 0;  // along a row, as the gradient of a sum is given
     if (dt_) std::fill_n(sums, columns + kLanes<T>, T(0));
     for (index_t i = row; i < row + rows; ++i) {
       const T* x = from.read(i, column, columns, scratch);
-      const T* g = upstream.read(i, column, columns, upstreams);
+      const T* g = upstream.read(i, column, constant ? 1 : columns, upstreams);
+      if (constant) {
+        std::fill_n(upstreams, columns, T(*g));
+        g = upstreams;
+      }
       T* to = dx_ + (item * in_.rows() + i) * in_.columns() + column;
       write(to, columns, in_.streams(), [&](index_t begin, auto&& entries_of) {
         const Vec<T> entries = entries_of(x), limits = entries_of(t), up = entries_of(g);
