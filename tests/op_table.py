@@ -23,6 +23,7 @@ import phm_rows
 import sinkhorn_rows
 import skew_rows
 import small_matrix_rows
+import sparse_product_rows
 import sparse_rows
 import stiefel_rows
 
@@ -44,6 +45,7 @@ OPS = [
     *phm_rows.ROWS,
     *phm_adapter_rows.ROWS,
     *sparse_rows.ROWS,
+    *sparse_product_rows.ROWS,
 ]
 
 every_op = pytest.mark.parametrize("op", OPS, ids=lambda op: op.title)

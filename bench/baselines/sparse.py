@@ -1,4 +1,4 @@
-"""Losses of sparse activations as people compute them today."""
+"""Losses of sparse activations, and products with sparse codes, as people compute them today."""
 
 from __future__ import annotations
 
@@ -28,3 +28,21 @@ def relu_then_topk(x: Tensor, k: int) -> Tensor:
 
 def sorted_rows(x: Tensor, k: int) -> Tensor:
     return torch.sort(x, descending=True).values[..., :k].relu()
+
+
+def decode_by_bag(values: Tensor, indices: Tensor, W: Tensor) -> Tensor:
+    return torch.nn.functional.embedding_bag(indices, W, per_sample_weights=values, mode="sum")
+
+
+def decode_by_gather(values: Tensor, indices: Tensor, W: Tensor) -> Tensor:
+    """EleutherAI's sparsify without Triton."""
+    return (values.unsqueeze(-1) * W[indices]).sum(-2)
+
+
+def decode_by_coo(values: Tensor, indices: Tensor, W: Tensor) -> Tensor:
+    """SAELens: a COO tensor of the codes times the decoder."""
+    rows = torch.arange(len(indices)).repeat_interleave(indices.shape[-1])
+    places = torch.stack([rows, indices.reshape(-1)])
+    shape = (len(indices), len(W))
+    codes = torch.sparse_coo_tensor(places, values.reshape(-1), shape, check_invariants=False)
+    return torch.sparse.mm(codes, W)

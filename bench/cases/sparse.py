@@ -1,7 +1,8 @@
 """Sparse embeddings at the sizes of SPLADE (a vocabulary of 30522) and CSR (8192 features).
 
 Floors: the activations are read forward and once more backward, and their gradient is written. To choose the
-largest entries of a row, it is read once.
+largest entries of a row, it is read once. A product with sparse codes gathers a row for each of their entries, forward
+and backward; backward, the weights are also read and their gradient is written in order.
 """
 
 from __future__ import annotations
@@ -62,7 +63,47 @@ def topk_rows(rows: int, columns: int, k: int, source: str) -> Case:
     )
 
 
+def sparse_decode(
+    n: int, k: int, columns: int, width: int, source: str, backward: bool, dtype: torch.dtype = torch.float32
+) -> Case:
+    def inputs(seed: int, device: str) -> tuple[Tensor, ...]:
+        generator = torch.Generator().manual_seed(seed)
+        indices = torch.rand(n, columns, generator=generator).topk(k).indices
+        values, W = torch.rand(n, k, generator=generator), torch.randn(columns, width, generator=generator)
+        return values.to(device, dtype), indices.to(device), W.to(device, dtype)
+
+    def decode(values: Tensor, indices: Tensor, W: Tensor) -> Tensor:
+        return subspan.sparse_decode(subspan.SparseRows(indices, values, columns), W)
+
+    size = dtype.itemsize
+    gathered, weights, rows = size * n * k * width, size * columns * width, FLOAT * n * width
+    return Case(
+        name=f"sparse_decode {n}×{k} of {columns}×{width}{'' if dtype == torch.float32 else ', bfloat16'}",
+        op="sparse_decode",
+        make_inputs=inputs,
+        variants=(
+            Variant(PEER, "SAELens", baseline.decode_by_coo)
+            if dtype == torch.float32
+            else Variant(PEER, "SAELens", skip="torch.sparse.mm has no bfloat16"),
+            Variant(PLAIN, "embedding_bag", baseline.decode_by_bag),
+            Variant(PLAIN, "gather", baseline.decode_by_gather),
+            Variant(SUBSPAN, "subspan", decode),
+        ),
+        reference=baseline.decode_by_gather,
+        flops=(6 if backward else 2) * n * k * width,
+        bytes=2 * gathered + 2 * weights + 2 * rows if backward else gathered + rows,
+        bars=(Bar(PLAIN, 3 if backward else 1),),
+        backward=backward,
+        source=source,
+    )
+
+
 CASES = (
+    sparse_decode(1024, 32, 8192, 768, "sparse autoencoders", backward=False),
+    sparse_decode(1024, 32, 8192, 768, "sparse autoencoders", backward=True),
+    sparse_decode(1024, 32, 16384, 768, "sparse autoencoders", backward=False),
+    sparse_decode(1024, 32, 16384, 768, "sparse autoencoders", backward=True),
+    sparse_decode(1024, 32, 8192, 768, "sparse autoencoders", backward=True, dtype=torch.bfloat16),
     topk_rows(512, 8192, 8, "CSR"),
     topk_rows(512, 8192, 64, "CSR"),
     topk_rows(64, 65536, 32, "sparse autoencoders"),
