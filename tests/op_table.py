@@ -23,6 +23,7 @@ import phm_rows
 import sinkhorn_rows
 import skew_rows
 import small_matrix_rows
+import sparse_product_rows
 import sparse_rows
 import sparse_selection_rows
 import stiefel_rows
@@ -46,6 +47,7 @@ OPS = [
     *phm_adapter_rows.ROWS,
     *sparse_rows.ROWS,
     *sparse_selection_rows.ROWS,
+    *sparse_product_rows.ROWS,
 ]
 
 every_op = pytest.mark.parametrize("op", OPS, ids=lambda op: op.title)

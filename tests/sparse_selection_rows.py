@@ -10,6 +10,8 @@ import torch
 import subspan
 from op_row import Arguments, BadInput, Bounds, Op, Sample
 from sample_arrays import LARGE_SHAPES, SHAPES, normal, uniform
+from subspan._check import COMPUTE_DTYPE
+from subspan.ops.sparse_topk import of_all_rows
 from subspan.reference import sparse as reference
 
 # --- linear_topk ---
@@ -33,12 +35,12 @@ LARGE_LINEAR: dict[str, tuple[tuple[int, ...], int, int]] = {
 }
 
 
-def linear_topk(x: Any, W: Any, b: Any, k: int, by: str = "value", relu: bool = True) -> tuple[Any, Any]:
+def linear_topk(x: Any, W: Any, b: Any = None, k: int = 1, by: str = "value", relu: bool = True) -> tuple[Any, Any]:
     rows = subspan.linear_topk(x, W, b, k, by=by, relu=relu)
     return rows.values, rows.indices
 
 
-def linear_reference(x: Any, W: Any, b: Any, k: int, by: str = "value", relu: bool = True) -> Any:
+def linear_reference(x: Any, W: Any, b: Any = None, k: int = 1, by: str = "value", relu: bool = True) -> Any:
     return reference.linear_topk(x, W, b, k, by=by, relu=relu)
 
 
@@ -85,7 +87,9 @@ def linear_bad() -> list[BadInput]:
     ]
 
 
-def linear_growth(x: np.ndarray, W: np.ndarray, b: Any, k: int, by: str = "value", relu: bool = True) -> Bounds:
+def linear_growth(
+    x: np.ndarray, W: np.ndarray, b: Any = None, k: int = 1, by: str = "value", relu: bool = True
+) -> Bounds:
     """Sums of d products and b; gradients of at most n or k terms."""
     (n, d), features = x.shape, len(W)
     sizes = np.abs(x) @ np.abs(W).T + (0 if b is None else np.abs(b))
@@ -118,18 +122,14 @@ BATCH_SHAPES: dict[str, tuple[tuple[int, ...], int]] = {
 
 
 def batch_topk(x: Any, k: int, relu: bool = True) -> tuple[Any, Any, Any]:
-    """Of every item of a batch: values, columns and how many entries each row has."""
-    if not 2 < getattr(x, "ndim", 0) <= 8:
-        rows = subspan.batch_topk(x, k, relu)
-        counts = rows.offsets[1:] - rows.offsets[:-1]
-        return rows.values, rows.indices, counts.int() if isinstance(x, torch.Tensor) else counts.astype(np.int32)
-    if x.shape[0] == 0:
-        parts = batch_topk(x.sum(0), k, relu)
-        empty = torch.empty if isinstance(x, torch.Tensor) else np.empty
-        return tuple(empty((0, *part.shape), dtype=part.dtype) for part in parts)  # type: ignore[return-value]
-    if isinstance(x, torch.Tensor):
-        return torch.vmap(lambda item: batch_topk(item, k, relu))(x)
-    return tuple(np.stack(parts) for parts in zip(*(batch_topk(item, k, relu) for item in x), strict=True))
+    """Values, columns and how many entries each row has; CSR is of one matrix, the op behind it takes batches."""
+    dense = isinstance(x, np.ndarray) or (isinstance(x, torch.Tensor) and x.layout is torch.strided)
+    if dense and x.dtype in COMPUTE_DTYPE and 2 < x.ndim <= 8:
+        subspan.batch_topk(x.sum(tuple(range(x.ndim - 2))), k, relu)  # checks k and relu
+        return of_all_rows(x, k, relu)
+    rows = subspan.batch_topk(x, k, relu)
+    counts = rows.offsets[1:] - rows.offsets[:-1]
+    return rows.values, rows.indices, counts.int() if isinstance(x, torch.Tensor) else counts.astype(np.int32)
 
 
 def batch_reference(x: np.ndarray, k: int, relu: bool = True) -> Any:

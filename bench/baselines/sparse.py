@@ -1,4 +1,4 @@
-"""Losses of sparse activations, and their choice, as people compute them today."""
+"""Losses of sparse activations, their choice, and products with them, as people compute them today."""
 
 from __future__ import annotations
 
@@ -102,3 +102,21 @@ def soft_threshold(x: Tensor, threshold: Tensor) -> Tensor:
 
 def soft_threshold_by_sign(x: Tensor, threshold: Tensor) -> Tensor:
     return x.sign() * (x.abs() - threshold).relu()
+
+
+def decode_by_bag(values: Tensor, indices: Tensor, W: Tensor) -> Tensor:
+    return torch.nn.functional.embedding_bag(indices, W, per_sample_weights=values, mode="sum")
+
+
+def decode_by_gather(values: Tensor, indices: Tensor, W: Tensor) -> Tensor:
+    """EleutherAI's sparsify without Triton."""
+    return (values.unsqueeze(-1) * W[indices]).sum(-2)
+
+
+def decode_by_coo(values: Tensor, indices: Tensor, W: Tensor) -> Tensor:
+    """SAELens: a COO tensor of the codes times the decoder."""
+    rows = torch.arange(len(indices)).repeat_interleave(indices.shape[-1])
+    places = torch.stack([rows, indices.reshape(-1)])
+    shape = (len(indices), len(W))
+    codes = torch.sparse_coo_tensor(places, values.reshape(-1), shape, check_invariants=False)
+    return torch.sparse.mm(codes, W)

@@ -2,7 +2,9 @@
 
 Floors: the activations are read forward and once more backward, and their gradient is written. To choose the
 largest entries of a row, or of all rows, they are read once. A linear encoder is its product forward, and products
-with the chosen entries backward; its weights are read and their gradient written.
+with the chosen entries backward; its weights are read and their gradient written. A product with sparse codes gathers a
+row for each of their entries, forward and backward; backward, the weights are also read and their gradient is written
+in order.
 """
 
 from __future__ import annotations
@@ -133,7 +135,42 @@ def threshold(op: str, rows: int, columns: int, source: str) -> Case:
         reference=variants[0].function,
         flops=4 * rows * columns,
         bytes=4 * FLOAT * rows * columns,
-        bars=(Bar(PEER, 3), Bar("floor", 0.65)),
+        bars=(Bar(PEER, 3),),
+        source=source,
+    )
+
+
+def sparse_decode(
+    n: int, k: int, columns: int, width: int, source: str, backward: bool, dtype: torch.dtype = torch.float32
+) -> Case:
+    def inputs(seed: int, device: str) -> tuple[Tensor, ...]:
+        generator = torch.Generator().manual_seed(seed)
+        indices = torch.rand(n, columns, generator=generator).topk(k).indices
+        values, W = torch.rand(n, k, generator=generator), torch.randn(columns, width, generator=generator)
+        return values.to(device, dtype), indices.to(device), W.to(device, dtype)
+
+    def decode(values: Tensor, indices: Tensor, W: Tensor) -> Tensor:
+        return subspan.sparse_decode(subspan.SparseRows(indices, values, columns), W)
+
+    size = dtype.itemsize
+    gathered, weights, rows = size * n * k * width, size * columns * width, FLOAT * n * width
+    return Case(
+        name=f"sparse_decode {n}×{k} of {columns}×{width}{'' if dtype == torch.float32 else ', bfloat16'}",
+        op="sparse_decode",
+        make_inputs=inputs,
+        variants=(
+            Variant(PEER, "SAELens", baseline.decode_by_coo)
+            if dtype == torch.float32
+            else Variant(PEER, "SAELens", skip="torch.sparse.mm has no bfloat16"),
+            Variant(PLAIN, "embedding_bag", baseline.decode_by_bag),
+            Variant(PLAIN, "gather", baseline.decode_by_gather),
+            Variant(SUBSPAN, "subspan", decode),
+        ),
+        reference=baseline.decode_by_gather,
+        flops=(6 if backward else 2) * n * k * width,
+        bytes=2 * gathered + 2 * weights + 2 * rows if backward else gathered + rows,
+        bars=(Bar(PLAIN, 3 if backward else 1),),
+        backward=backward,
         source=source,
     )
 
@@ -145,6 +182,11 @@ CASES = (
     batch_topk(1024, 16384, 32, "SAELens"),
     threshold("jumprelu", 2048, 16384, "SAELens"),
     threshold("soft_threshold", 2048, 4096, "sparse-embed"),
+    sparse_decode(1024, 32, 8192, 768, "sparse autoencoders", backward=False),
+    sparse_decode(1024, 32, 8192, 768, "sparse autoencoders", backward=True),
+    sparse_decode(1024, 32, 16384, 768, "sparse autoencoders", backward=False),
+    sparse_decode(1024, 32, 16384, 768, "sparse autoencoders", backward=True),
+    sparse_decode(1024, 32, 8192, 768, "sparse autoencoders", backward=True, dtype=torch.bfloat16),
     topk_rows(512, 8192, 8, "CSR"),
     topk_rows(512, 8192, 64, "CSR"),
     topk_rows(64, 65536, 32, "sparse autoencoders"),

@@ -49,19 +49,15 @@ class SparseRows:
 
     def __post_init__(self) -> None:
         indices, values, offsets = self.indices, self.values, self.offsets
-        _check.array_like(_NAME, "values", values)
+        _check.matrix(_NAME, "values", values, 2 if offsets is None else 1)
         _check.same_kind(_NAME, "indices", indices, "values", values)
-        _check.floating(_NAME, "values", values)
         _index_type("indices", indices)
         if tuple(indices.shape) != tuple(values.shape):
             raise ValueError(
                 f"{_NAME}: indices: expected the shape of values {tuple(values.shape)}, got {tuple(indices.shape)}"
             )
-        _check.count(_NAME, "columns", self.columns)
-        if offsets is None:
-            if values.ndim < 2:
-                raise ValueError(f"{_NAME}: values: expected (*batch, n, k), got shape {tuple(values.shape)}")
-        else:
+        object.__setattr__(self, "columns", _check.count(_NAME, "columns", self.columns))
+        if offsets is not None:
             _check.same_kind(_NAME, "offsets", offsets, "values", values)
             _index_type("offsets", offsets)
             if values.ndim != 1 or offsets.ndim != 1 or len(offsets) < 1:

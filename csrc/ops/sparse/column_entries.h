@@ -12,7 +12,7 @@ struct ColumnEntries {
   index_t* starts = nullptr;  // of every column, and behind the last
   std::int32_t* rows = nullptr;
   index_t* places = nullptr;  // number of the entry, row by row
-  T* values = nullptr;        // none where they are not wanted
+  T* values = nullptr;
 
   index_t count(index_t column) const { return starts[column + 1] - starts[column]; }
 };
@@ -40,7 +40,7 @@ void count_columns(const RowEntries<T>& S, index_t parts, index_t* counts, int t
 }
 
 template <class T>
-ColumnEntries<T> sort_by_column(const RowEntries<T>& S, bool with_values, Workspace& workspace, int threads) {
+ColumnEntries<T> sort_by_column(const RowEntries<T>& S, Workspace& workspace, int threads) {
   const index_t columns = S.columns(), total = S.entries();
   constexpr index_t least = 1 << 14;  // entries of a part
   const index_t parts = std::clamp<index_t>(total / least, 1, std::max(threads, 1));
@@ -49,7 +49,7 @@ ColumnEntries<T> sort_by_column(const RowEntries<T>& S, bool with_values, Worksp
   sorted.starts = workspace.take<index_t>(columns + 1);
   sorted.rows = workspace.take<std::int32_t>(total);
   sorted.places = workspace.take<index_t>(total);
-  if (with_values) sorted.values = workspace.take<T>(total);
+  sorted.values = workspace.take<T>(total);
   index_t* next = workspace.take<index_t>(parts * columns);
   count_columns(S, parts, next, threads);
   index_t before = 0;
@@ -73,12 +73,12 @@ ColumnEntries<T> sort_by_column(const RowEntries<T>& S, bool with_values, Worksp
           for (index_t first = 0; first < count; first += 256) {
             const index_t some = std::min<index_t>(256, count - first);
             S.read_columns(row, first, some, chunk);
-            const T* values = with_values ? S.read_values(row, first, some, scratch) : nullptr;
+            const T* values = S.read_values(row, first, some, scratch);
             for (index_t e = 0; e < some; ++e) {
               const index_t at = to[chunk[e]]++;
               sorted.rows[at] = static_cast<std::int32_t>(row);
               sorted.places[at] = begin + first + e;
-              if (values) sorted.values[at] = values[e];
+              sorted.values[at] = values[e];
             }
           }
         }

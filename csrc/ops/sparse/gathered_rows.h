@@ -3,11 +3,10 @@
 // Rows are read once for both. Several are read together, so that their reads overlap and the sum stays in a register;
 // each sum has one order, whatever is computed beside it and however the entries d are split.
 #pragma once
-#include <cassert>
-
 #include "core/batch.h"
 #include "core/half_vector.h"
 #include "core/pack.h"
+#include "core/parallel.h"
 #include "core/stream.h"
 #include "core/workspace.h"
 

@@ -51,6 +51,13 @@ inline void check_operand(const TensorView& array, const SparseView& S, index_t 
   CHECK(array.size(-2) == rows, op, ": ", name, ": expected ", rows, " rows, got ", array.size(-2));
 }
 
+// A result of the type that is computed in, or of half precision, which it is rounded to.
+inline void check_rounded_output(const TensorView& view, DType compute, index_t elements, Device device, const char* op,
+                                 const char* name) {
+  CHECK(is_float(view.dtype) && compute_dtype(view.dtype) == compute, op, ": ", name, ": wrong dtype");
+  check_output(view, view.dtype, elements, device, op, name);
+}
+
 // The entries of one item. Reads are of neighbouring entries of one row.
 template <class T>
 class RowEntries {

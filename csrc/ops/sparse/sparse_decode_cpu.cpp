@@ -18,9 +18,9 @@ void sparse_decode_cpu(const SparseView& S, const TensorView& W, const TensorVie
 void sparse_decode_gradient_cpu(const TensorView& G, const SparseView& S, const TensorView& W,
                                 const TensorView& d_values, const TensorView& d_W, int threads) {
   constexpr const char* op = "sparse_decode";
-  dispatch_float(d_W.dtype, op, [&](auto tag) {
+  dispatch_float(d_values.dtype, op, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    products_by_columns<T, true, true>({S, G, &W, d_W.ptr<T>(), d_values.ptr<T>(), SumPlaces::all, 0, op}, threads);
+    products_by_columns<T, true>({S, G, &W, d_W, d_values.ptr<T>(), SumPlaces::all, 0, op}, threads);
   });
 }
 

@@ -2,7 +2,8 @@
 // U_m . G_i and d_G = S U. Also the gradient of sparse_decode in its rows W where it is wanted as the rows of the
 // columns that have entries, or added to a matrix that is there.
 //   S (n, M) of either layout, see row_entries.h, G (*batch, n, D) and U (*batch, M, D) any strides; out (*batch, M,
-//   D), d_values as the indices, d_G (*batch, n, D), packed.
+//   D), d_values as the indices, d_G (*batch, n, D), packed; out
+//   may be of half precision.
 #pragma once
 #include "ops/sparse/row_entries.h"
 
@@ -13,7 +14,7 @@ inline void check_sparse_t_dense(const SparseView& S, const TensorView& G, const
   check_sparse(S, device, op);
   const DType compute = compute_dtype(S.values->dtype);
   check_operand(G, S, S.rows(), compute, device, op, "G");
-  check_output(out, compute, S.items() * S.columns * G.size(-1), device, op, "out");
+  check_rounded_output(out, compute, S.items() * S.columns * G.size(-1), device, op, "out");
 }
 
 inline void check_sparse_t_dense_gradient(const TensorView& U, const SparseView& S, const TensorView& G,
@@ -52,7 +53,7 @@ inline void check_weight_rows(const SparseView& S, const TensorView& G, const Te
   }
   CHECK(rows.ndim == 2 && rows.size(-1) == G.size(-1) && (!added || rows.size(-2) == S.columns), op,
         ": W.grad: expected the shape of W");
-  check_output(rows, compute, rows.numel(), device, op, "W.grad");
+  check_rounded_output(rows, compute, rows.numel(), device, op, "W.grad");
 }
 
 void sparse_t_dense_cpu(const SparseView& S, const TensorView& G, const TensorView& out, int threads);

@@ -6,9 +6,9 @@ namespace subspan {
 
 void sparse_t_dense_cpu(const SparseView& S, const TensorView& G, const TensorView& out, int threads) {
   constexpr const char* op = "sparse_t_dense";
-  dispatch_float(out.dtype, op, [&](auto tag) {
+  dispatch_float(compute_dtype(out.dtype), op, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    products_by_columns<T, true, false>({S, G, nullptr, out.ptr<T>(), nullptr, SumPlaces::all, 0, op}, threads);
+    products_by_columns<T, false>({S, G, nullptr, out, nullptr, SumPlaces::all, 0, op}, threads);
   });
 }
 
@@ -36,12 +36,12 @@ index_t used_columns_cpu(const SparseView& S, const TensorView& columns, int thr
 void weight_rows_cpu(const SparseView& S, const TensorView& G, const TensorView* W, const TensorView* d_values,
                      const TensorView& rows, bool added, int threads) {
   constexpr const char* op = "sparse_decode";
-  dispatch_float(rows.dtype, op, [&](auto tag) {
+  dispatch_float(compute_dtype(rows.dtype), op, [&](auto tag) {
     using T = typename decltype(tag)::type;
     const SumPlaces places = added ? SumPlaces::added : SumPlaces::used;
     T* products = d_values ? d_values->ptr<T>() : nullptr;
-    const ByColumns<T> call{S, G, W, rows.ptr<T>(), products, places, rows.size(-2), op};
-    W ? products_by_columns<T, true, true>(call, threads) : products_by_columns<T, true, false>(call, threads);
+    const ByColumns<T> call{S, G, W, rows, products, places, rows.size(-2), op};
+    W ? products_by_columns<T, true>(call, threads) : products_by_columns<T, false>(call, threads);
   });
 }
 

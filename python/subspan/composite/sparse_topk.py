@@ -30,8 +30,9 @@ def kept(upstream: Tensor, values: Tensor, relu: bool) -> Tensor:
 
 def column_sums(values: Tensor, indices: Tensor, columns: int) -> Tensor:
     """Of sparse rows of as many entries each: on the CPU one after the other, whatever the number of threads."""
-    sums = values.new_zeros(*values.shape[:-2], columns)
-    return sums.scatter_add(-1, indices.long().flatten(-2), values.flatten(-2))
+    batch, count = values.shape[:-2], values.shape[-2] * values.shape[-1]
+    sums = values.new_zeros(*batch, columns)
+    return sums.scatter_add(-1, indices.long().reshape(*batch, count), values.reshape(*batch, count))
 
 
 @without_autocast

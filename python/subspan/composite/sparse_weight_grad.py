@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from .. import _native, _route
-from .._check import COMPUTE_DTYPE
 from .._route_torch import plain, untransformed
 from . import sparse_products as composite
 from .sparse_topk import column_sums, kept
@@ -21,14 +20,18 @@ _NAMES = {ROWS: "rows", ACCUMULATE: "accumulate"}
 def sparse_decode(S: Any, W: Tensor, bias: Tensor | None, way: int) -> Tensor:
     """S is one matrix, W of its columns, bias of the type of the result."""
     _check_way("sparse_decode", S.values, W, way)
-    result: Tensor = _Decode.apply(S.values, S.indices, S.offsets, W, bias, way)
+    result: Tensor = _Decode.apply(  # type: ignore[no-untyped-call]
+        S.values, S.indices, S.offsets, W, bias, way
+    )
     return result
 
 
 def linear_topk(x: Tensor, W: Tensor, b: Tensor | None, k: int, by: int, relu: bool, way: int) -> tuple[Tensor, Tensor]:
     """x and W are matrices."""
     _check_way("linear_topk", x, W, way)
-    result: tuple[Tensor, Tensor] = _Encode.apply(x, W, b, k, by, relu, way)
+    result: tuple[Tensor, Tensor] = _Encode.apply(  # type: ignore[no-untyped-call]
+        x, W, b, k, by, relu, way
+    )
     return result
 
 
@@ -124,7 +127,7 @@ def _used_rows(g: Tensor, S: Sparse, W: Tensor, wants_values: bool) -> tuple[Ten
     threads, columns = torch.get_num_threads(), W.shape[0]
     used = torch.empty(min(indices.numel(), columns), dtype=torch.int64)
     used = used[: _native.cpu.used_columns(indices, offsets, used, columns, threads)]
-    rows = g.new_empty((len(used), W.shape[1]), dtype=values.dtype)
+    rows = W.new_empty((len(used), W.shape[1]))
     d_values = g.new_empty(values.shape) if wants_values else None
     own = W if wants_values else None
     _native.cpu.weight_rows(values, indices, offsets, g, own, d_values, rows, columns, False, threads)
@@ -140,16 +143,9 @@ def _accumulate(op: str, parameter: Tensor, g: Tensor, S: Sparse, W: Tensor, wan
             f"{op}: W: expected a dense W.grad without gradient with weight_grad='accumulate', "
             f"got layout {grad.layout}, requires_grad {grad.requires_grad}"
         )
-    computed = COMPUTE_DTYPE[W.dtype] == W.dtype
-    if grad is None and computed:
-        if wants_values:
-            d_values, parameter.grad = _route.call("sparse_decode_gradient", 2, g, *S, W)
-            return d_values
-        parameter.grad = _route.call("sparse_t_dense", 1, *S, g, W.shape[0])[0]
-        return None
     if grad is None:
-        grad = parameter.grad = torch.zeros_like(W)
-    if computed and grad.dtype == W.dtype and grad.is_contiguous() and plain((g, values, W, grad)):
+        grad = parameter.grad = torch.zeros_like(W, memory_format=torch.contiguous_format)
+    if grad.dtype == W.dtype and grad.is_contiguous() and plain((g, values, W, grad)):
         d_values = g.new_empty(values.shape) if wants_values else None
         own = W if wants_values else None
         threads = torch.get_num_threads()

@@ -22,7 +22,9 @@ def _both_at_once(needed: Any, first: int, second: int) -> bool:
 def _decode_backward(g: Any, saved: Any, tensors: Any, parameters: Any, scaled: Any, needed: Any) -> Any:
     values, indices, offsets, W, bias = tensors
     d_values = d_W = d_bias = None
-    if _both_at_once(needed, 0, 3):
+    if needed[3] and W.dtype is not g.dtype and _plain(g, values, W):
+        d_values, d_W = _rounded_gradient(g, values, indices, offsets, W, needed[0])
+    elif _both_at_once(needed, 0, 3):
         d_values, d_W = _route.outputs_in_backward("sparse_decode_gradient", 2, g, values, indices, offsets, W)
     elif needed[0]:
         d_values = _route.call_in_backward("sddmm", g, W, indices, offsets)
@@ -31,6 +33,22 @@ def _decode_backward(g: Any, saved: Any, tensors: Any, parameters: Any, scaled: 
     if bias is not None and needed[4]:
         d_bias = composite.column_sums(g).to(bias.dtype)
     return _as(d_values, values), None, None, _as(d_W, W), d_bias
+
+
+def _plain(*tensors: Any) -> bool:
+    """Whether a gradient that is not differentiated further may come from a kernel itself."""
+    return not _check.torch.is_grad_enabled() and _route.kernel_serves(tensors)
+
+
+def _rounded_gradient(g: Any, values: Any, indices: Any, offsets: Any, W: Any, wants_values: bool) -> Any:
+    """Written in the type of W, half precision, where a registered op would give float32 to be rounded afterwards."""
+    threads, d_W = _route.threads(), W.new_empty(W.shape)
+    if not wants_values:
+        _native.cpu.sparse_t_dense(values, indices, offsets, g, d_W, W.shape[-2], threads)
+        return None, d_W
+    d_values = g.new_empty(values.shape)
+    _native.cpu.sparse_decode_gradient(g, values, indices, offsets, W, d_values, d_W, threads)
+    return d_values, d_W
 
 
 def _sddmm_backward(h: Any, saved: Any, tensors: Any, parameters: Any, scaled: Any, needed: Any) -> Any:

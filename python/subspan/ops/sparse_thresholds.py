@@ -205,5 +205,5 @@ def _as_array(op: str, threshold: Any, x: Any) -> Any:
             f"{tuple(threshold.shape)}"
         )
     if op == "soft_threshold":
-        _check.nonnegative(op, "threshold", threshold)
+        _check.nonnegative(op, "threshold", threshold.detach() if _check.is_torch(threshold) else threshold)
     return _check.cast(threshold, compute)

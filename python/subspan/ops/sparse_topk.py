@@ -50,10 +50,18 @@ def _linear_backward(g: Any, saved: Any, tensors: Any, parameters: Any, scaled: 
     if needed[0]:
         d_x = _route.call_in_backward("sparse_decode", slopes, indices, None, W, None).to(x.dtype)
     if needed[1]:
-        d_W = _route.call_in_backward("sparse_t_dense", slopes, indices, None, x, W.shape[-2]).to(W.dtype)
+        d_W = _weight_gradient(slopes, indices, x, W)
     if b is not None and needed[2]:
         d_b = composite.column_sums(slopes, indices, W.shape[-2]).to(b.dtype)
     return d_x, d_W, d_b
+
+
+def _weight_gradient(slopes: Any, indices: Any, x: Any, W: Any) -> Any:
+    if W.dtype is slopes.dtype or _check.torch.is_grad_enabled() or not _route.kernel_serves((slopes, x, W)):
+        return _route.call_in_backward("sparse_t_dense", slopes, indices, None, x, W.shape[-2]).to(W.dtype)
+    d_W = W.new_empty(W.shape)  # half precision, where the op would give float32 to be rounded afterwards
+    _native.cpu.sparse_t_dense(slopes, indices, None, x, d_W, W.shape[-2], _route.threads())
+    return d_W
 
 
 _linear_topk = _route.register(
@@ -282,19 +290,23 @@ def batch_topk(x: Any, k: int, relu: bool = True) -> SparseRows:
         raise ValueError(f"{op}: x: expected (n, columns), got shape {tuple(x.shape)}")
     k = _check_k(op, k, "columns of x", x)
     _check.flag(op, "relu", relu)
-    relu = bool(relu)
-    if not _check.is_torch(x):
-        values, indices, counts = _batch_topk(3, x, k, relu)
+    values, indices, counts = of_all_rows(x, k, bool(relu))
+    if _check.is_torch(x):
+        offsets = _check.torch.nn.functional.pad(counts.long().cumsum(0), (1, 0))
+    else:
         ends = counts.astype(np.int64).cumsum()
-        return unchecked(indices, values, x.shape[-1], np.concatenate([ends[:0], 0 * ends.sum(keepdims=True), ends]))
-    if _route.kernel_serves([x]):
-        values, indices, counts = _batch_topk(3, x, k, relu)
-    else:  # as above
-        known = x.detach() if _check.torch.compiler.is_compiling() else x
-        indices, counts = _batch_topk(3, known, k, relu)[1:]
-        values = composite.chosen_of_all(x, indices, counts, relu)
-    offsets = _check.torch.nn.functional.pad(counts.long().cumsum(0), (1, 0))
+        offsets = np.concatenate([0 * ends[:1], ends]) if len(ends) else counts.astype(np.int64).sum(keepdims=True)
     return unchecked(indices, values, x.shape[-1], offsets)
+
+
+def of_all_rows(x: Any, k: int, relu: bool) -> tuple[Any, Any, Any]:
+    """Values, columns and number in every row of the k n largest entries of each item of a batch."""
+    if not _check.is_torch(x) or _route.kernel_serves([x]):
+        values, indices, counts = _batch_topk(3, x, k, relu)
+        return values, indices, counts
+    known = x.detach() if _check.torch.compiler.is_compiling() else x  # as in topk_rows
+    indices, counts = _batch_topk(3, known, k, relu)[1:]
+    return composite.chosen_of_all(x, indices, counts, relu), indices, counts
 
 
 def _check_k(op: str, k: Any, what: str, array: Any, dim: int = -1) -> int:

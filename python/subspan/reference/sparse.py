@@ -115,3 +115,40 @@ def soft_threshold(x: ArrayLike, threshold: ArrayLike) -> Array:
     """FLOPS, section 5: relu(x - t) - relu(-x - t)."""
     x, limits = np.asarray(x, dtype=np.float64), np.asarray(threshold, dtype=np.float64)[..., None, :]
     return np.maximum(x - limits, 0) - np.maximum(-x - limits, 0)
+
+
+# --- products with sparse rows, given by values (*batch, n, k) and columns ---
+
+
+def gathered(W: ArrayLike, indices: ArrayLike) -> Array:
+    """The row of W of every entry, (*batch, n, k, D)."""
+    W, indices = np.asarray(W, dtype=np.float64), np.asarray(indices)
+    batch = np.broadcast_shapes(W.shape[:-2], indices.shape[:-2])
+    W, indices = np.broadcast_to(W, batch + W.shape[-2:]), np.broadcast_to(indices, batch + indices.shape[-2:])
+    rows = np.zeros((*indices.shape, W.shape[-1]))
+    for item in np.ndindex(batch):
+        rows[item] = W[item][indices[item]]
+    return rows
+
+
+def sparse_decode(values: ArrayLike, indices: ArrayLike, W: ArrayLike, bias: ArrayLike | None = None) -> Array:
+    """sum_m S_im W_m + b."""
+    result = (np.asarray(values, dtype=np.float64)[..., None] * gathered(W, indices)).sum(-2)
+    return np.asarray(result if bias is None else result + np.asarray(bias, dtype=np.float64)[..., None, :])
+
+
+def sddmm(G: ArrayLike, W: ArrayLike, indices: ArrayLike) -> Array:
+    """G_i . W_m of every entry (i, m)."""
+    return np.asarray((np.asarray(G, dtype=np.float64)[..., None, :] * gathered(W, indices)).sum(-1))
+
+
+def sparse_t_dense(values: ArrayLike, indices: ArrayLike, G: ArrayLike, columns: int) -> Array:
+    """sum_i S_im G_i."""
+    values, indices, G = np.asarray(values, dtype=np.float64), np.asarray(indices), np.asarray(G, dtype=np.float64)
+    batch = np.broadcast_shapes(values.shape[:-2], G.shape[:-2])
+    values, indices = (np.broadcast_to(a, batch + a.shape[-2:]) for a in (values, indices))
+    products = values[..., None] * G[..., None, :]
+    result = np.zeros((*batch, columns, G.shape[-1]))
+    for item in np.ndindex(batch):
+        np.add.at(result[item], indices[item], products[item])
+    return result
