@@ -291,12 +291,15 @@ def batch_topk(x: Any, k: int, relu: bool = True) -> SparseRows:
     k = _check_k(op, k, "columns of x", x)
     _check.flag(op, "relu", relu)
     values, indices, counts = of_all_rows(x, k, bool(relu))
-    if _check.is_torch(x):
-        offsets = _check.torch.nn.functional.pad(counts.long().cumsum(0), (1, 0))
-    else:
-        ends = counts.astype(np.int64).cumsum()
-        offsets = np.concatenate([0 * ends[:1], ends]) if len(ends) else counts.astype(np.int64).sum(keepdims=True)
-    return unchecked(indices, values, x.shape[-1], offsets)
+    return unchecked(indices, values, x.shape[-1], _offsets(counts))
+
+
+def _offsets(counts: Any) -> Any:
+    """Where each row begins, and where the last one ends: numbers of entries may need 64 bits."""
+    if _check.is_torch(counts):
+        return _check.torch.nn.functional.pad(counts.long().cumsum(0), (1, 0))
+    before = np.zeros_like(counts, dtype=np.int64, shape=(1,))
+    return np.concatenate([before, counts.astype(np.int64).cumsum()])
 
 
 def of_all_rows(x: Any, k: int, relu: bool) -> tuple[Any, Any, Any]:
