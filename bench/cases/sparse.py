@@ -65,7 +65,7 @@ def topk_rows(rows: int, columns: int, k: int, source: str) -> Case:
     )
 
 
-def linear_topk(rows: int, columns: int, features: int, k: int, source: str) -> Case:
+def linear_topk(rows: int, columns: int, features: int, k: int, source: str, bars: tuple[Bar, ...] = ()) -> Case:
     def inputs(seed: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
         generator = torch.Generator().manual_seed(seed)
         x = torch.randn(rows, columns, generator=generator)
@@ -84,7 +84,7 @@ def linear_topk(rows: int, columns: int, features: int, k: int, source: str) -> 
         reference=partial(baseline.linear_then_sort, k=k),
         flops=2 * rows * columns * (features + 2 * k),
         bytes=FLOAT * (2 * rows * columns + 2 * features * columns),
-        bars=(Bar(PEER, 2.5),),
+        bars=bars,
         source=source,
     )
 
@@ -176,7 +176,7 @@ def sparse_decode(
 
 
 CASES = (
-    linear_topk(1024, 768, 16384, 32, "OpenAI's sparse autoencoders of GPT-2"),
+    linear_topk(1024, 768, 16384, 32, "OpenAI's sparse autoencoders of GPT-2", (Bar(PEER, 2.5),)),
     linear_topk(128, 4096, 16384, 32, "CSR, text"),
     linear_topk(16, 768, 32768, 32, "encoding of a few tokens"),
     batch_topk(1024, 16384, 32, "SAELens"),

@@ -57,17 +57,12 @@ index_t panel_elements(index_t depth, index_t columns) {
   return panel_count<T>(columns) * panel_width<T>(columns) * depth;
 }
 
-// sums[i][v] = sum_k left[k][i] * right[k][lanes of v]; rows are `left_step` and `right_step` apart, entries of a left
+// sums[i][v] += sum_k left[k][i] * right[k][lanes of v]; rows are `left_step` and `right_step` apart, entries of a left
 // row `left_entry`: an operand of any strides is read where it lies.
 template <int Vectors, class T>
-[[gnu::always_inline]] inline void multiply_strided_tile(const T* left, index_t left_entry, index_t left_step,
-                                                         const T* right, index_t right_step, index_t depth,
-                                                         Vec<T> (&sums)[kTileRows][Vectors]) {
-#pragma GCC unroll 8
-  for (int i = 0; i < kTileRows; ++i) {
-#pragma GCC unroll 3
-    for (int v = 0; v < Vectors; ++v) sums[i][v] = Vec<T>{};
-  }
+[[gnu::always_inline]] inline void add_strided_tile(const T* left, index_t left_entry, index_t left_step,
+                                                    const T* right, index_t right_step, index_t depth,
+                                                    Vec<T> (&sums)[kTileRows][Vectors]) {
   for (index_t k = 0; k < depth; ++k) {
     Vec<T> row[Vectors];
 #pragma GCC unroll 3
@@ -81,6 +76,19 @@ template <int Vectors, class T>
     left += left_step;
     right += right_step;
   }
+}
+
+// As above from zero.
+template <int Vectors, class T>
+[[gnu::always_inline]] inline void multiply_strided_tile(const T* left, index_t left_entry, index_t left_step,
+                                                         const T* right, index_t right_step, index_t depth,
+                                                         Vec<T> (&sums)[kTileRows][Vectors]) {
+#pragma GCC unroll 8
+  for (int i = 0; i < kTileRows; ++i) {
+#pragma GCC unroll 3
+    for (int v = 0; v < Vectors; ++v) sums[i][v] = Vec<T>{};
+  }
+  add_strided_tile<Vectors>(left, left_entry, left_step, right, right_step, depth, sums);
 }
 
 // As above from panels: the entries of a left row are neighbours.

@@ -14,13 +14,22 @@ namespace {
 constexpr index_t kDepth = 1024;
 constexpr index_t kGroup = 64;                           // features that are brought in together
 constexpr index_t kPanelBytes = index_t{768} << 10;      // of x that a task works on, a part of a second-level cache
+constexpr index_t kCandidateBytes = index_t{8} << 20;    // of a task, for large k
 constexpr index_t kFewestFeatures = 512, kPerEntry = 8;  // of a task: k of them enter before there is a threshold
 
 // Some rows of a matrix as the left operand of the micro-kernel: entry (i, k) is at data[i * row_step + k * step].
+// Where they lie in the matrix, `after` more rows follow.
 template <class T>
 struct LeftRows {
   const T* data;
-  index_t row_step, step;
+  index_t row_step, step, after;
+};
+
+// Parts of rows that will be read soon.
+template <class T>
+struct Ahead {
+  const T* data;
+  index_t row_step, rows;
 };
 
 // Brings in groups of rows: where they lie, or a copy in the type that is computed in. A copy ends with rows of zeros
@@ -29,7 +38,8 @@ template <class T>
 class RowGroups {
  public:
   RowGroups(const TensorView& W, index_t item, Workspace& workspace)
-      : depth_(W.size(-1)),
+      : features_(W.size(-2)),
+        depth_(W.size(-1)),
         row_step_(W.step(-2)),
         rows_(batch_item(W, 2, item), W.dtype, W.step(-2), W.step(-1)),
         columns_(batch_item(W, 2, item), W.dtype, W.step(-1), W.step(-2)),
@@ -38,7 +48,8 @@ class RowGroups {
   }
 
   LeftRows<T> read(index_t first, index_t count) const {
-    if (rows_.in_place() && count % kTileRows == 0) return {rows_.read(first, 0, depth_, nullptr), row_step_, 1};
+    if (rows_.in_place() && count % kTileRows == 0)
+      return {rows_.read(first, 0, depth_, nullptr), row_step_, 1, features_ - first - count};
     return by_columns_ ? copy_columns(first, count) : copy_rows(first, count);
   }
 
@@ -54,7 +65,7 @@ class RowGroups {
         std::copy_n(from, depth_, to);
       }
     }
-    return {copy_, copy_step(), 1};
+    return {copy_, copy_step(), 1, 0};
   }
 
   LeftRows<T> copy_columns(index_t first, index_t count) const {
@@ -63,21 +74,33 @@ class RowGroups {
       if (const T* from = columns_.read(k, first, count, to); from != to) std::copy_n(from, count, to);
       std::fill(to + count, to + round_up(count, kTileRows), T(0));
     }
-    return {copy_, 1, kGroup};
+    return {copy_, 1, kGroup, 0};
   }
 
-  index_t depth_, row_step_;
+  index_t features_, depth_, row_step_;
   Rows<T> rows_, columns_;
   bool by_columns_;
   T* copy_;
 };
 
 // The micro-kernel as a function of its own, or its strides would find no registers beside those of the loops around.
+// What lies ahead is asked for line by line: rows that lie far apart are beyond what the hardware foresees, and many
+// requests at once would keep the others waiting.
 template <int Vectors, class T>
 [[gnu::noinline]] void multiply_features(const T* left, const LeftRows<T>& features, const T* right, index_t right_step,
-                                         index_t depth, Vec<T> (&result)[kTileRows][Vectors]) {
-  Vec<T> sums[kTileRows][Vectors];
-  multiply_strided_tile<Vectors>(left, features.row_step, features.step, right, right_step, depth, sums);
+                                         index_t depth, const Ahead<T>& ahead, Vec<T> (&result)[kTileRows][Vectors]) {
+  constexpr index_t line = 64 / sizeof(T);
+  Vec<T> sums[kTileRows][Vectors] = {};
+  const auto add = [&](index_t k, index_t count) {
+    add_strided_tile<Vectors>(left + k * features.step, features.row_step, features.step, right + k * right_step,
+                              right_step, count, sums);
+  };
+  index_t k = 0;
+  for (; k + line <= depth; k += line) {
+    for (index_t i = 0; i < ahead.rows; ++i) __builtin_prefetch(ahead.data + k + i * ahead.row_step, 0, 2);
+    add(k, line);
+  }
+  add(k, depth - k);
   for (int i = 0; i < kTileRows; ++i) {
     for (int v = 0; v < Vectors; ++v) result[i][v] = sums[i][v];
   }
@@ -104,11 +127,11 @@ class Block {
     for (index_t k = 0; k == 0 || k < depth_; k += kDepth) {
       for (index_t i = 0; i < count; i += kTileRows) {
         for (index_t row = 0; row < rows_; row += x_.width) {
-          if (i + kTileRows < count) prefetch_next(features, i + kTileRows, k, row);
+          const Ahead<T> ahead = next_rows(features, i + kTileRows, count, k, row);
           with_vectors<T>((std::min(rows_ - row, x_.width) + kLanes<T> - 1) / kLanes<T>, [&](auto vectors) {
             Vec<T> sums[kTileRows][vectors.value];
             multiply_features<vectors.value>(features.data + i * features.row_step + k * features.step, features,
-                                             x_.at(k, row), x_.width, std::min(kDepth, depth_ - k), sums);
+                                             x_.at(k, row), x_.width, std::min(kDepth, depth_ - k), ahead, sums);
             if (k > 0) add_previous(i, row, sums);
             if (k + kDepth < depth_) {
               keep(i, row, sums);
@@ -132,15 +155,13 @@ class Block {
     return (vectors % 3 != 0 && vectors % 2 == 0 ? 2 : std::min<index_t>(vectors, kTileVectors<T>)) * kLanes<T>;
   }
 
-  // Asks for a part of the rows that the next tiles work on: where they lie far apart, the hardware is late.
-  void prefetch_next(const LeftRows<T>& features, index_t first, index_t k, index_t row) const {
-    if (features.step != 1) return;
-    constexpr index_t line = 64 / sizeof(T);
-    const index_t panels = padded_ / x_.width, panel = row / x_.width, depth = std::min(kDepth, depth_ - k);
-    for (index_t i = panel * kTileRows / panels; i < (panel + 1) * kTileRows / panels; ++i) {
-      const T* at = features.data + (first + i) * features.row_step + k;
-      for (index_t c = 0; c < depth; c += line) __builtin_prefetch(at + c, 0, 2);
-    }
+  // A share of the features that the next tiles work on, which are those of the next group at the end of one.
+  Ahead<T> next_rows(const LeftRows<T>& features, index_t first, index_t count, index_t k, index_t row) const {
+    if (features.step != 1) return {nullptr, 0, 0};
+    const index_t panels = padded_ / x_.width, panel = row / x_.width;
+    const index_t begin = first + panel * kTileRows / panels, end = first + (panel + 1) * kTileRows / panels;
+    const index_t present = std::max<index_t>(std::min(end, count + features.after) - begin, 0);
+    return {features.data + begin * features.row_step + k, features.row_step, present};
   }
 
   template <int Vectors>
@@ -214,7 +235,9 @@ class Encoder {
     if (items_ * rows_ == 0) return;
     const int used = useful_threads(2.0 * static_cast<double>(x_.numel()) * static_cast<double>(features_), threads);
     const index_t panel_bytes = std::clamp<index_t>(depth_, 1, kDepth) * sizeof(T) * kPanelWidth<T>;
-    const index_t most = std::clamp<index_t>(kPanelBytes / panel_bytes, 1, 8) * kPanelWidth<T>;
+    const index_t panels = std::clamp<index_t>(kPanelBytes / panel_bytes, 1, 8);
+    const index_t most = std::clamp<index_t>(kCandidateBytes / (2 * parameters_.k * sizeof(KeyType)), kLanes<T>,
+                                             panels * kPanelWidth<T>);
     index_t row_blocks = (rows_ + most - 1) / most;
     if (row_blocks > 1) row_blocks = round_up(row_blocks, used);
     index_t vectors = ((rows_ + row_blocks - 1) / row_blocks + kLanes<T> - 1) / kLanes<T>;

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import sparse_products
 from .factor import result_dtype, without_autocast
 
 #: Columns of x W^T + b that exist at a time.
@@ -37,21 +38,32 @@ def column_sums(values: Tensor, indices: Tensor, columns: int) -> Tensor:
 
 @without_autocast
 def linear_topk(x: Tensor, W: Tensor, b: Tensor | None, k: int, by: int, relu: bool) -> tuple[Tensor, Tensor]:
+    """Where values are differentiated, they are products of their own: those of a dense matrix would have gradients of
+    its size."""
+    values, indices = _largest(x.detach(), W.detach(), None if b is None else b.detach(), k, by)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, W, b)):
+        values = sparse_products.sddmm(x, W, indices, None)[0]
+        if b is not None:
+            every = b.to(values.dtype).unsqueeze(-2).expand(*indices.shape[:-1], b.shape[-1])
+            values = values + every.gather(-1, indices)
+    return values.relu() if relu else values, indices.int()
+
+
+def _largest(x: Tensor, W: Tensor, b: Tensor | None, k: int, by: int) -> tuple[Tensor, Tensor]:
     """The k largest of some columns are sorted with those of the columns before, and stay behind these where equal."""
     kind = result_dtype(x)
-    values = indices = None
+    values = x.new_empty((*x.shape[:-1], 0), dtype=kind)
+    indices = torch.empty(values.shape, dtype=torch.int64, device=x.device)
     for first in range(0, W.shape[-2], _CHUNK):
         some = slice(first, first + _CHUNK)
         products = x.to(kind) @ W[..., some, :].to(kind).mT
         if b is not None:
             products = products + b[..., None, some].to(kind)
         columns = torch.arange(first, first + products.shape[-1], device=x.device).expand(products.shape)
-        if values is not None and indices is not None:
-            products, columns = torch.cat([values, products], -1), torch.cat([indices, columns], -1)
-        places = topk_rows(products, min(k, products.shape[-1]), by, False)[1].long()
-        values, indices = products.gather(-1, places), columns.gather(-1, places)
-    assert values is not None and indices is not None
-    return values.relu() if relu else values, indices.int()
+        values, indices = torch.cat([values, products], -1), torch.cat([indices, columns], -1)
+        places = topk_rows(values, min(k, values.shape[-1]), by, False)[1].long()
+        values, indices = values.gather(-1, places), indices.gather(-1, places)
+    return values, indices
 
 
 def batch_topk(x: Tensor, k: int, relu: bool) -> tuple[Tensor, Tensor, Tensor]:

@@ -168,7 +168,8 @@ def linear_topk(
     Returns:
         :class:`SparseRows` as from :func:`topk_rows`: ``.indices`` int32 and ``.values`` (\*batch, n, k), float64 for
         float64 input and float32 otherwise, largest first, equal ones by lower column. A row's numbers have the same
-        bits in any batch. NaN is larger than every number.
+        bits in any batch. NaN is larger than every number. A feature whose value ``relu`` cut off is an entry of value
+        0: it has not fired.
 
     Raises:
         TypeError, ValueError: wrong arrays, shapes, types, k or by.
