@@ -104,7 +104,27 @@ def test_csr_derivatives(point: str) -> None:
         assert torch.autograd.gradgradcheck(function, inputs)
 
 
-def test_csr_under_vmap_and_compile() -> None:
+@pytest.mark.no_sanitizer
+@pytest.mark.filterwarnings("ignore:.* should not be instantiated:DeprecationWarning")
+def test_csr_under_compile() -> None:
+    S, W, G = csr(), normal(5, 9, 6).requires_grad_(), normal(6, 8, 6)
+
+    def products(v: torch.Tensor, W: torch.Tensor) -> torch.Tensor:
+        rows = with_values(S, v)
+        out = subspan.sparse_decode(rows, W, W[0])
+        return (out * G).sum() + subspan.sddmm(out, W, rows).values.sum() + subspan.sparse_t_dense(rows, out).sum()
+
+    torch._dynamo.reset()
+    values = S.values.clone().requires_grad_()
+    compiled = torch.compile(products, backend="aot_eager", fullgraph=True)
+    found = torch.autograd.grad(compiled(values, W), (values, W))
+    expected = torch.autograd.grad(products(values, W), (values, W))
+    torch._dynamo.reset()
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_csr_under_vmap() -> None:
     S, W = csr(), normal(5, 9, 6)
     many = torch.stack([S.values, 2 * S.values, S.values.flip(0)])
     mapped = torch.vmap(lambda v: subspan.sparse_decode(with_values(S, v), W))(many)
