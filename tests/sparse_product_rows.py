@@ -3,7 +3,8 @@ ways in which a gradient in the weights may come are in test_sparse_products.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -17,24 +18,36 @@ from subspan.reference import sparse as reference
 COLUMNS = 6
 
 
-def sparse(name: str, values: Any, indices: Any, columns: int) -> subspan.SparseRows:
-    """What the container refuses, in the name of the op."""
+def sparse(values: Any, indices: Any, columns: int) -> subspan.SparseRows:
+    """The container takes int32 and int64; other integers are for its callers to convert."""
+    small = (torch.int8, torch.int16, torch.uint8, *map(np.dtype, ("i1", "i2", "u1")))
+    if isinstance(indices, (torch.Tensor, np.ndarray)) and indices.dtype in small:
+        indices = indices.to(torch.int32) if isinstance(indices, torch.Tensor) else indices.astype(np.int32)
+    return subspan.SparseRows(indices, values, columns)
+
+
+@contextlib.contextmanager
+def errors_of(op: str) -> Iterator[None]:
+    """What the container refuses, and what an op refuses of one, by the names of the functions here."""
     try:
-        return subspan.SparseRows(indices, values, columns)
+        yield
     except (TypeError, ValueError) as error:
-        raise type(error)(str(error).replace("SparseRows:", f"{name}:")) from None
+        raise type(error)(str(error).replace("SparseRows:", f"{op}:").replace(": S.", ": ")) from None
 
 
 def decode(values: Any, indices: Any, W: Any, bias: Any = None, *, columns: int = COLUMNS) -> Any:
-    return subspan.sparse_decode(sparse("sparse_decode", values, indices, columns), W, bias)
+    with errors_of("sparse_decode"):
+        return subspan.sparse_decode(sparse(values, indices, columns), W, bias)
 
 
 def sample_products(G: Any, W: Any, values: Any, indices: Any, *, columns: int = COLUMNS) -> Any:
-    return subspan.sddmm(G, W, sparse("sddmm", values, indices, columns)).values
+    with errors_of("sddmm"):
+        return subspan.sddmm(G, W, sparse(values, indices, columns)).values
 
 
 def transposed(values: Any, indices: Any, G: Any, *, columns: int = COLUMNS) -> Any:
-    return subspan.sparse_t_dense(sparse("sparse_t_dense", values, indices, columns), G)
+    with errors_of("sparse_t_dense"):
+        return subspan.sparse_t_dense(sparse(values, indices, columns), G)
 
 
 def decode_reference(values: Any, indices: Any, W: Any, bias: Any = None, *, columns: int = COLUMNS) -> Any:

@@ -3,8 +3,8 @@
 Floors: the activations are read forward and once more backward, and their gradient is written. To choose the
 largest entries of a row, or of all rows, they are read once. A linear encoder is its product forward, and products
 with the chosen entries backward; its weights are read and their gradient written. A product with sparse codes gathers a
-row for each of their entries, forward and backward; backward, the weights are also read and their gradient is written
-in order.
+row of the weights for each of their entries; backward the weights are read and their gradient is written in order, and
+the rows of the upstream gradient, which caches hold, are read once.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ def sparse_decode(
         ),
         reference=baseline.decode_by_gather,
         flops=(6 if backward else 2) * n * k * width,
-        bytes=2 * gathered + 2 * weights + 2 * rows if backward else gathered + rows,
+        bytes=gathered + 2 * weights + 2 * rows if backward else gathered + rows,
         bars=(Bar(PLAIN, 3 if backward else 1),),
         backward=backward,
         source=source,

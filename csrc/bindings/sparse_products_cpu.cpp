@@ -15,7 +15,7 @@ constexpr Device kDevice = Device::cpu;
 class SparseArg {
  public:
   SparseArg(py::handle values, py::handle indices, py::handle offsets, const char* op)
-      : indices_(indices, op, "S"), offsets_(offsets, op, "S"), values_(values, op, "S") {}
+      : indices_(indices, op, "S.indices"), offsets_(offsets, op, "S.offsets"), values_(values, op, "S.values") {}
   SparseView view(index_t columns) const { return {indices_.view(), offsets_.view(), values_.view(), columns}; }
 
  private:

@@ -170,13 +170,13 @@ def sparse_decode(S: SparseRows, W: Any, bias: Any = None, *, weight_grad: str =
             bfloat16 training is not): all is computed in float32. Where the entries of a row of W are not side by
             side, as in the transpose of ``nn.Linear.weight``, W is copied.
         bias: (D,) or (\*batch, D), or None, of such a type too.
-        weight_grad: how the gradient in W comes, for torch. "dense": as (M, D). "rows": as a coalesced
-            ``torch.sparse_coo`` tensor of the rows that were used, for optimizers that take such, like
+        weight_grad: how the gradient in W comes, for torch. "dense": as (M, D). "rows": as a ``torch.sparse_coo``
+            tensor of the rows that were used, each once and rising, for optimizers that take such, as from
             ``nn.functional.embedding(sparse=True)``. "accumulate": it is added to ``W.grad``, which is made where it is
-            None, and autograd gets no gradient for W: a second (M, D) is never made. W must be a leaf (a parameter); no
-            hook of W runs, so not with DistributedDataParallel and its like, and ``torch.autograd.grad`` finds no
-            gradient in W. The last two need one W (M, D), have no second derivatives, and do not go through
-            torch.compile or torch.func.
+            None, and autograd gets no gradient for W: a second (M, D) is never made. W must then be a leaf (a
+            parameter); no hook of W runs, so not with DistributedDataParallel and its like, and ``torch.autograd.grad``
+            finds no gradient in W. "rows" and "accumulate" need a W (M, D), have no second derivatives, and do not go
+            through torch.compile or torch.func.
 
     Returns:
         (\*batch, n, D), float64 for float64 input and float32 otherwise, under autocast too. A row without entries is
@@ -188,7 +188,7 @@ def sparse_decode(S: SparseRows, W: Any, bias: Any = None, *, weight_grad: str =
 
     Cost:
         2 nnz D flops; reads a row of W for every entry, from as near as W fits into caches. A dense product is faster
-        once more than about a sixth of the entries are stored.
+        once about a twelfth of the entries are stored (float32, n, M, D = 1024, 8192, 768, a core of a Xeon of 2023).
 
     Gradient:
         To the values G_i . W_m of each entry (:func:`sddmm`); to W S^T G (:func:`sparse_t_dense`), both in one pass
