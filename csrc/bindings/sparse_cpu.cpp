@@ -4,6 +4,7 @@
 #include "bindings/families.h"
 #include "ops/sparse/flops_loss.h"
 #include "ops/sparse/signed_rows.h"
+#include "ops/sparse/sparse_scores.h"
 #include "ops/sparse/topk_rows.h"
 
 namespace subspan {
@@ -54,11 +55,46 @@ void bind_selections(py::module_& m) {
         });
 }
 
+// The arrays of one side of a product of sparse rows.
+struct SparseArg {
+  SparseArg(py::handle values, py::handle indices, py::handle offsets, const char* op, const char* name)
+      : values(values, op, name), indices(indices, op, name), offsets(offsets, op, name) {}
+  SparseArrays arrays() const { return {values.view(), indices.view(), offsets.view()}; }
+  OptionalArrayArg values;
+  ArrayArg indices;
+  OptionalArrayArg offsets;
+};
+
+void bind_sparse_scores(py::module_& m) {
+  m.def("sparse_scores",
+        [](py::handle q_values, py::handle d_values, py::handle q_indices, py::handle d_indices, py::handle q_offsets,
+           py::handle d_offsets, py::handle scores, index_t columns, int threads) {
+          constexpr const char* op = "sparse_scores";
+          const SparseArg q(q_values, q_indices, q_offsets, op, "Q"), d(d_values, d_indices, d_offsets, op, "D");
+          const OutputArg out(scores, op, "scores");
+          check_sparse_scores(q.arrays(), d.arrays(), out.view(), columns, kDevice);
+          py::gil_scoped_release unlocked;
+          sparse_scores_cpu(q.arrays(), d.arrays(), out.view(), columns, threads);
+        });
+  m.def("scores_on_support",
+        [](py::handle upstream, py::handle d_values, py::handle q_indices, py::handle d_indices, py::handle q_offsets,
+           py::handle d_offsets, py::handle out, index_t columns, int threads) {
+          constexpr const char* op = "sparse_scores";
+          const ArrayArg G(upstream, op, "upstream");
+          const SparseArg q(py::none(), q_indices, q_offsets, op, "Q"), d(d_values, d_indices, d_offsets, op, "D");
+          const OutputArg result(out, op, "out");
+          check_scores_on_support(G.view(), d.arrays(), q.arrays(), result.view(), columns, kDevice);
+          py::gil_scoped_release unlocked;
+          scores_on_support_cpu(G.view(), d.arrays(), q.arrays(), result.view(), columns, threads);
+        });
+}
+
 }  // namespace
 
 void bind_sparse_cpu(py::module_& m) {
   bind_column_means(m);
   bind_selections(m);
+  bind_sparse_scores(m);
 }
 
 }  // namespace subspan

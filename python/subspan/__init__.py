@@ -38,6 +38,7 @@ from .ops.sinkhorn import sinkhorn
 from .ops.skew import cayley, skew_expm
 from .ops.small_matrices import small_eigh, small_svd, small_svdvals
 from .ops.sparse import flops_loss, flops_metric, l1_loss, r_sub
+from .ops.sparse_scores import sparse_scores
 from .ops.sparse_topk import topk_rows
 from .ops.stiefel import egrad_to_rgrad, inverse_retract, project_tangent, retract, transport
 from .ops.subspace_logits import subspace_logits
@@ -117,6 +118,7 @@ __all__ = [
     "small_eigh",
     "small_svd",
     "small_svdvals",
+    "sparse_scores",
     "spd_logdet",
     "subspace_distance",
     "subspace_logits",

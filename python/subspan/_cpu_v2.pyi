@@ -376,3 +376,27 @@ l1_loss = flops_metric = flops_loss
 
 def signed_rows(x: Any, factor: Any, row_mask: Any | None, slope: Any | None, out: Any, threads: int, /) -> None: ...
 def topk_rows(x: Any, values: Any, indices: Any | None, k: int, by: int, relu: bool, threads: int, /) -> None: ...
+def sparse_scores(
+    q_values: Any,
+    d_values: Any,
+    q_indices: Any,
+    d_indices: Any,
+    q_offsets: Any | None,
+    d_offsets: Any | None,
+    scores: Any,
+    columns: int,
+    threads: int,
+    /,
+) -> None: ...
+def scores_on_support(
+    upstream: Any,
+    d_values: Any,
+    q_indices: Any,
+    d_indices: Any,
+    q_offsets: Any | None,
+    d_offsets: Any | None,
+    out: Any,
+    columns: int,
+    threads: int,
+    /,
+) -> None: ...
