@@ -20,10 +20,12 @@ import newton_schulz_rows
 import orthonormalize_rows
 import phm_adapter_rows
 import phm_rows
+import pursuit_rows
 import sinkhorn_rows
 import skew_rows
 import small_matrix_rows
 import sparse_rows
+import sparse_scores_rows
 import stiefel_rows
 
 OPS = [
@@ -44,6 +46,8 @@ OPS = [
     *phm_rows.ROWS,
     *phm_adapter_rows.ROWS,
     *sparse_rows.ROWS,
+    *sparse_scores_rows.ROWS,
+    *pursuit_rows.ROWS,
 ]
 
 every_op = pytest.mark.parametrize("op", OPS, ids=lambda op: op.title)

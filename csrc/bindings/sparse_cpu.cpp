@@ -3,6 +3,7 @@
 #include "bindings/array_arg.h"
 #include "bindings/families.h"
 #include "ops/sparse/flops_loss.h"
+#include "ops/sparse/matching_pursuit.h"
 #include "ops/sparse/signed_rows.h"
 #include "ops/sparse/sparse_scores.h"
 #include "ops/sparse/topk_rows.h"
@@ -89,12 +90,48 @@ void bind_sparse_scores(py::module_& m) {
         });
 }
 
+void bind_matching_pursuit(py::module_& m) {
+  m.def("matching_pursuit", [](py::handle X, py::handle atoms, py::handle values, py::handle residual,
+                               py::handle indices, index_t steps, int by, bool relu, int threads) {
+    constexpr const char* op = "matching_pursuit";
+    const ArrayArg x(X, op, "x"), W(atoms, op, "W");
+    const OutputArg v(values, op, "values");
+    const OptionalOutputArg r(residual, op, "residual"), chosen(indices, op, "indices");
+    const PursuitParameters parameters{steps, by == 1, relu};
+    check_matching_pursuit(x.view(), W.view(), v.view(), r.view(), chosen.view(), parameters, kDevice);
+    py::gil_scoped_release unlocked;
+    matching_pursuit_cpu(x.view(), W.view(), v.view(), r.view(), chosen.view(), parameters, threads);
+  });
+  m.def("pursuit_values", [](py::handle X, py::handle atoms, py::handle indices, py::handle values, py::handle residual,
+                             bool relu, int threads) {
+    constexpr const char* op = "matching_pursuit";
+    const ArrayArg x(X, op, "x"), W(atoms, op, "W"), chosen(indices, op, "indices");
+    const OutputArg v(values, op, "values");
+    const OptionalOutputArg r(residual, op, "residual");
+    check_pursuit_values(x.view(), W.view(), chosen.view(), v.view(), r.view(), kDevice);
+    py::gil_scoped_release unlocked;
+    pursuit_values_cpu(x.view(), W.view(), chosen.view(), v.view(), r.view(), relu, threads);
+  });
+  m.def("pursuit_gradient", [](py::handle X, py::handle atoms, py::handle indices, py::handle g_values,
+                               py::handle g_residual, py::handle d_x, py::handle d_W, bool relu, int threads) {
+    constexpr const char* op = "matching_pursuit";
+    const ArrayArg x(X, op, "x"), W(atoms, op, "W"), chosen(indices, op, "indices");
+    const OptionalArrayArg gv(g_values, op, "upstream"), gr(g_residual, op, "upstream");
+    const OptionalOutputArg dx(d_x, op, "d_x"), dW(d_W, op, "d_W");
+    const PursuitUpstream upstream{gv.view(), gr.view()};
+    check_pursuit_gradient(x.view(), W.view(), chosen.view(), upstream, dx.view(), dW.view(), kDevice);
+    py::gil_scoped_release unlocked;
+    pursuit_gradient_cpu(x.view(), W.view(), chosen.view(), upstream, dx.view(), dW.view(), relu, threads);
+  });
+}
+
 }  // namespace
 
 void bind_sparse_cpu(py::module_& m) {
   bind_column_means(m);
   bind_selections(m);
   bind_sparse_scores(m);
+  bind_matching_pursuit(m);
 }
 
 }  // namespace subspan

@@ -10,6 +10,7 @@ from .ops.flags import flag_distance, nested_overlap
 from .ops.grassmann import grassmann_exp, grassmann_transport
 from .ops.grassmann_means import flag_mean, grassmann_log, karcher_mean
 from .ops.householder import householder_apply, householder_product, householder_vectors
+from .ops.matching_pursuit import matching_pursuit
 from .ops.newton_schulz import newton_schulz
 from .ops.orthonormalize import orthonormalize
 from .ops.pairwise_similarity import (
@@ -84,6 +85,7 @@ __all__ = [
     "l1_loss",
     "linear_cka",
     "logdet_gram",
+    "matching_pursuit",
     "nested_overlap",
     "newton_schulz",
     "orthonormalize",

@@ -400,3 +400,30 @@ def scores_on_support(
     threads: int,
     /,
 ) -> None: ...
+def matching_pursuit(
+    x: Any,
+    W: Any,
+    values: Any,
+    residual: Any | None,
+    indices: Any | None,
+    steps: int,
+    by: int,
+    relu: bool,
+    threads: int,
+    /,
+) -> None: ...
+def pursuit_values(
+    x: Any, W: Any, indices: Any, values: Any, residual: Any | None, relu: bool, threads: int, /
+) -> None: ...
+def pursuit_gradient(
+    x: Any,
+    W: Any,
+    indices: Any,
+    g_values: Any | None,
+    g_residual: Any | None,
+    d_x: Any | None,
+    d_W: Any | None,
+    relu: bool,
+    threads: int,
+    /,
+) -> None: ...

@@ -1,7 +1,7 @@
 // The entries of sparse rows sorted by column: for each column the rows that have it, and their values there. Rows are
-// taken a window at a time, so narrow that the sums over a window's rows stay in the first-level cache and that a row is
-// two bytes. Within a column entries keep their order, by row and within a row: what is summed along them is the same
-// for any number of threads.
+// taken a window at a time, so narrow that the sums over a window's rows stay in the first-level cache and that a row
+// is two bytes. Within a column entries keep their order, by row and within a row: what is summed along them is the
+// same for any number of threads.
 #pragma once
 #include <algorithm>
 

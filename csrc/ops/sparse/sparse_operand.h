@@ -90,8 +90,8 @@ class SparseOperand {
 
   index_t column(const Row& row, index_t i) const {
     const index_t at = row.index + i * index_step_;
-    const index_t column = wide_indices_ ? static_cast<const std::int64_t*>(indices_)[at]
-                                         : static_cast<const std::int32_t*>(indices_)[at];
+    const index_t column =
+        wide_indices_ ? static_cast<const std::int64_t*>(indices_)[at] : static_cast<const std::int32_t*>(indices_)[at];
     CHECK(0 <= column && column < columns_, op_, ": ", name_, ": expected columns in 0 ... ", columns_ - 1, ", got ",
           column);
     return column;

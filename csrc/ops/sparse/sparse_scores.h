@@ -3,7 +3,8 @@
 // and the other side of that bilinear form, on the support of Q: A_e = sum_d G_qd D_dj for every entry e of Q, in row q
 // and column j, which is the gradient of <G, S> in the value of e. With G^T and the sides exchanged it is that in the
 // values of D, and the derivatives of A are S and A again.
-//   Q, D: see sparse_operand.h; S, G (*batch, n_Q, n_D), S packed, G any strides; A of the shape of Q's indices, packed.
+//   Q, D: see sparse_operand.h; S, G (*batch, n_Q, n_D), S packed, G any strides; A of the shape of Q's indices,
+//   packed.
 // Multiply-adds: sum_j n_j^Q n_j^D, with n_j the entries in column j.
 #pragma once
 #include "ops/sparse/sparse_operand.h"

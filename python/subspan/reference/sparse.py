@@ -2,6 +2,7 @@
 
 FLOPS:   Paria, Yeh, Yen, Xu, Ravikumar, Poczos, Minimizing FLOPs to Learn Efficient Sparse Representations, ICLR 2020,
          arXiv:2004.05665
+PURSUIT: Mallat, Zhang, Matching Pursuits with Time-Frequency Dictionaries, IEEE Trans. Signal Processing 41(12), 1993
 """
 
 from __future__ import annotations
@@ -76,3 +77,37 @@ def topk_rows(x: ArrayLike, k: int, by: str = "value", relu: bool = True) -> tup
     order = np.lexsort((-np.where(np.isnan(ranked), 0, ranked), ~np.isnan(ranked)), axis=-1)[..., :k]
     values = np.take_along_axis(x, order, -1)
     return np.where(values <= 0, 0, values) if relu else values, order
+
+
+def dense_rows(indices: ArrayLike, values: ArrayLike, columns: int, offsets: ArrayLike | None = None) -> Array:
+    """The matrix of sparse rows, entry by entry; with offsets those of CSR."""
+    indices, values = np.asarray(indices), np.asarray(values, dtype=np.float64)
+    if offsets is not None:
+        ends = np.asarray(offsets)
+        dense = np.zeros((len(ends) - 1, columns))
+        rows = np.repeat(np.arange(len(ends) - 1), np.diff(ends))
+        np.add.at(dense, (rows, indices), values)
+        return dense
+    dense = np.zeros((*values.shape[:-1], columns))
+    for place in np.ndindex(values.shape):
+        dense[(*place[:-1], indices[place])] += values[place]
+    return dense
+
+
+def matching_pursuit(
+    x: ArrayLike, W: ArrayLike, steps: int, by: str = "value", relu: bool = True
+) -> tuple[Array, Array, NDArray[np.int64]]:
+    """PURSUIT, section II.B: coefficients, last residual and atoms of every row, the residual formed anew each step."""
+    residual, atoms = np.asarray(x, dtype=np.float64), np.asarray(W, dtype=np.float64)
+    values, indices = [], []
+    for _ in range(steps):
+        products = residual @ atoms.swapaxes(-1, -2)
+        index = (np.abs(products) if by == "abs" else products).argmax(-1)
+        value = np.take_along_axis(products, index[..., None], -1)[..., 0]
+        value = np.maximum(value, 0) if relu else value
+        shape = np.broadcast_shapes(atoms.shape[:-2], residual.shape[:-2])
+        chosen = np.take_along_axis(np.broadcast_to(atoms, (*shape, *atoms.shape[-2:])), index[..., None], -2)
+        residual = residual - value[..., None] * chosen
+        values.append(value)
+        indices.append(index)
+    return np.stack(values, -1), residual, np.stack(indices, -1)
