@@ -21,7 +21,7 @@ def pursuit(x: Any, W: Any, steps: int, by: str = "value", relu: bool = True) ->
 #: (shape of x, atoms, steps)
 SHAPES: dict[str, tuple[tuple[int, ...], int, int]] = {
     "batch": ((3, 7, 5), 9, 2),
-    "one row": ((1, 6), 4, 3),
+    "one row": ((1, 6), 30, 3),
     "one atom": ((4, 5), 1, 1),
     "no rows": ((0, 4), 5, 2),
     "empty batch": ((0, 3, 4), 5, 2),
@@ -49,7 +49,7 @@ def samples(dtype: torch.dtype, shapes: Any = SHAPES) -> list[Sample]:
 
 
 def degenerate() -> list[Sample]:
-    """Coefficients that relu cuts off, which move nothing; and an atom that is chosen again, as it is not of length 1."""
+    """Coefficients that relu cuts off; atoms that are chosen again, as they are not of length 1."""
     x, W = normal(31, 3, 4).abs(), normal(32, 5, 4).abs()
     again = torch.tensor([[0.5, 0.1, 0.0], [0.0, 0.6, 0.2]], dtype=torch.float64)
     return [
@@ -73,11 +73,11 @@ def bad() -> list[BadInput]:
 
 
 def growth(x: np.ndarray, W: np.ndarray, steps: int, by: str = "value", relu: bool = True) -> Bounds:
-    """Errors of a row's residual r, in length: a step with the atom a multiplies them by the norm of I - a a^T, and adds
+    """Errors of a row's residual r, in length: a step with the atom a multiplies them by the norm of I - a a^T and adds
     a rounding of r, of the coefficient v and of v a. Backwards likewise for u, the gradient in the residual, which
     begins with one for each entry."""
     n, d = x.shape
-    _, residual, chosen = reference.matching_pursuit(x, W, steps, by, relu)
+    chosen = reference.matching_pursuit(x, W, steps, by, relu)[2]
     values, residuals, d_x, d_W = np.zeros((n, steps)), np.zeros((n, d)), np.zeros((n, d)), np.zeros(W.shape)
     for row in range(n):
         r, error, before = x[row], 0.0, []

@@ -19,7 +19,7 @@ COLUMNS = 6
 def places(shape: tuple[int, ...], step: int) -> np.ndarray:
     """Columns (*batch, n, k), now and then twice in a row; in each item others."""
     entries = np.arange(int(np.prod(shape))).reshape(shape)
-    return (entries * step + entries // 4) % COLUMNS
+    return np.asarray((entries * step + entries // 4) % COLUMNS)
 
 
 def sparse(values: Any, step: int) -> Any:

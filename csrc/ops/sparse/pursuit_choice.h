@@ -14,34 +14,26 @@ class Largest {
   void see(Vec<T> values, Mask<T> columns) {
     const Mask<T> larger = values > most_;
     nan_ |= values != values;
-    const Vec<T> smaller = larger ? most_ : values;
-    second_ = smaller > second_ ? smaller : second_;
     most_ = larger ? values : most_;
     column_ = larger ? columns : column_;
   }
 
   bool nan() const { return any<T>(nan_); }
 
-  void finish() {
+  index_t column() const {
+    T most = -std::numeric_limits<T>::infinity();
+    index_t first = 0;
     for (index_t lane = 0; lane < kLanes<T>; ++lane) {
-      const T value = most_[lane];
       const auto column = static_cast<index_t>(column_[lane]);
-      next = std::max(next, second_[lane]);
-      if (value > most || (value == most && column < first)) {
-        next = std::max(next, most);
-        most = value;
-        first = column;
-      } else {
-        next = std::max(next, value);
-      }
+      if (most_[lane] < most || (most_[lane] == most && column >= first)) continue;
+      most = most_[lane];
+      first = column;
     }
+    return first;
   }
 
-  T most = -std::numeric_limits<T>::infinity(), next = most;  // after `finish`
-  index_t first = 0;
-
  private:
-  Vec<T> most_ = broadcast(-std::numeric_limits<T>::infinity()), second_ = most_;
+  Vec<T> most_ = broadcast(-std::numeric_limits<T>::infinity());
   Mask<T> column_{}, nan_{};
 };
 

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from .. import _check, _native, _route
-from ..sparse_rows import SparseRows, unchecked
+from ..sparse_rows import unchecked
 
 composite: Any = None  # without torch there is nothing to compose
 if _check.torch is not None:

@@ -97,7 +97,7 @@ def sparse_scores(Q: SparseRows, D: SparseRows) -> Any:
         D: (\*batch, n_D, columns), of Q's type, broadcast with Q, of either layout whatever Q's is.
 
     Returns:
-        (\*batch, n_Q, n_D), float64 for float64 values and float32 otherwise, a dense array. The same bits for any number of
+        (\*batch, n_Q, n_D), dense, float64 for float64 values and float32 otherwise. The same bits for any number of
         threads, and for a query alone as among others.
 
     Raises:
@@ -124,7 +124,7 @@ def sparse_scores(Q: SparseRows, D: SparseRows) -> Any:
     [[11.0, 0.0]]
     """
     op = "sparse_scores"
-    sides = []
+    sides: list[list[Any]] = []
     for name, rows in (("Q", Q), ("D", D)):
         if not isinstance(rows, SparseRows):
             raise TypeError(f"{op}: {name}: expected SparseRows, got {type(rows).__name__}")
@@ -146,7 +146,7 @@ def sparse_scores(Q: SparseRows, D: SparseRows) -> Any:
         )
     q, d = sides
     # torch.compile does not trace a function that is given one tensor twice.
-    d = [b.view_as(b) if b is not None and b is a and _check.is_torch(b) else b for a, b in zip(q, d, strict=True)]
+    d = [b.view_as(b) if b is a and _check.is_torch(b) else b for a, b in zip(q, d, strict=True)]
     return _sparse_scores(1, q[0], d[0], q[1], d[1], q[2], d[2], Q.columns)[0]
 
 

@@ -90,7 +90,7 @@ def dense_rows(indices: ArrayLike, values: ArrayLike, columns: int, offsets: Arr
         return dense
     dense = np.zeros((*values.shape[:-1], columns))
     for place in np.ndindex(values.shape):
-        dense[(*place[:-1], indices[place])] += values[place]
+        dense[place[:-1]][indices[place]] += values[place]
     return dense
 
 
