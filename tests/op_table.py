@@ -20,11 +20,13 @@ import newton_schulz_rows
 import orthonormalize_rows
 import phm_adapter_rows
 import phm_rows
+import pursuit_rows
 import sinkhorn_rows
 import skew_rows
 import small_matrix_rows
 import sparse_product_rows
 import sparse_rows
+import sparse_scores_rows
 import sparse_selection_rows
 import stiefel_rows
 
@@ -48,6 +50,8 @@ OPS = [
     *sparse_rows.ROWS,
     *sparse_selection_rows.ROWS,
     *sparse_product_rows.ROWS,
+    *sparse_scores_rows.ROWS,
+    *pursuit_rows.ROWS,
 ]
 
 every_op = pytest.mark.parametrize("op", OPS, ids=lambda op: op.title)

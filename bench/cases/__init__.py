@@ -22,6 +22,7 @@ from . import (
     skew,
     soft_classes,
     sparse,
+    sparse_scores,
 )
 
 FAMILIES: dict[str, tuple[Case, ...]] = {
@@ -37,5 +38,5 @@ FAMILIES: dict[str, tuple[Case, ...]] = {
         *optimizers.CASES,
     ),
     "phm": (*phm.CASES, *phm_models.CASES),
-    "sparse": sparse.CASES,
+    "sparse": (*sparse.CASES, *sparse_scores.CASES),
 }

@@ -5,7 +5,9 @@
 #include "ops/sparse/batch_topk.h"
 #include "ops/sparse/flops_loss.h"
 #include "ops/sparse/linear_topk.h"
+#include "ops/sparse/matching_pursuit.h"
 #include "ops/sparse/signed_rows.h"
+#include "ops/sparse/sparse_scores.h"
 #include "ops/sparse/thresholds.h"
 #include "ops/sparse/topk_rows.h"
 
@@ -119,12 +121,83 @@ void bind_thresholds(py::module_& m) {
   });
 }
 
+// The arrays of one side of a product of sparse rows.
+struct SparseArg {
+  SparseArg(py::handle values, py::handle indices, py::handle offsets, const char* op, const char* name)
+      : values(values, op, name), indices(indices, op, name), offsets(offsets, op, name) {}
+  SparseArrays arrays() const { return {values.view(), indices.view(), offsets.view()}; }
+  OptionalArrayArg values;
+  ArrayArg indices;
+  OptionalArrayArg offsets;
+};
+
+void bind_sparse_scores(py::module_& m) {
+  m.def("sparse_scores",
+        [](py::handle q_values, py::handle d_values, py::handle q_indices, py::handle d_indices, py::handle q_offsets,
+           py::handle d_offsets, py::handle scores, index_t columns, int threads) {
+          constexpr const char* op = "sparse_scores";
+          const SparseArg q(q_values, q_indices, q_offsets, op, "Q"), d(d_values, d_indices, d_offsets, op, "D");
+          const OutputArg out(scores, op, "scores");
+          check_sparse_scores(q.arrays(), d.arrays(), out.view(), columns, kDevice);
+          py::gil_scoped_release unlocked;
+          sparse_scores_cpu(q.arrays(), d.arrays(), out.view(), columns, threads);
+        });
+  m.def("scores_on_support",
+        [](py::handle upstream, py::handle d_values, py::handle q_indices, py::handle d_indices, py::handle q_offsets,
+           py::handle d_offsets, py::handle out, index_t columns, int threads) {
+          constexpr const char* op = "sparse_scores";
+          const ArrayArg G(upstream, op, "upstream");
+          const SparseArg q(py::none(), q_indices, q_offsets, op, "Q"), d(d_values, d_indices, d_offsets, op, "D");
+          const OutputArg result(out, op, "out");
+          check_scores_on_support(G.view(), d.arrays(), q.arrays(), result.view(), columns, kDevice);
+          py::gil_scoped_release unlocked;
+          scores_on_support_cpu(G.view(), d.arrays(), q.arrays(), result.view(), columns, threads);
+        });
+}
+
+void bind_matching_pursuit(py::module_& m) {
+  m.def("matching_pursuit", [](py::handle X, py::handle atoms, py::handle values, py::handle residual,
+                               py::handle indices, index_t steps, int by, bool relu, int threads) {
+    constexpr const char* op = "matching_pursuit";
+    const ArrayArg x(X, op, "x"), W(atoms, op, "W");
+    const OutputArg v(values, op, "values");
+    const OptionalOutputArg r(residual, op, "residual"), chosen(indices, op, "indices");
+    const PursuitParameters parameters{steps, by == 1, relu};
+    check_matching_pursuit(x.view(), W.view(), v.view(), r.view(), chosen.view(), parameters, kDevice);
+    py::gil_scoped_release unlocked;
+    matching_pursuit_cpu(x.view(), W.view(), v.view(), r.view(), chosen.view(), parameters, threads);
+  });
+  m.def("pursuit_values", [](py::handle X, py::handle atoms, py::handle indices, py::handle values, py::handle residual,
+                             bool relu, int threads) {
+    constexpr const char* op = "matching_pursuit";
+    const ArrayArg x(X, op, "x"), W(atoms, op, "W"), chosen(indices, op, "indices");
+    const OutputArg v(values, op, "values");
+    const OptionalOutputArg r(residual, op, "residual");
+    check_pursuit_values(x.view(), W.view(), chosen.view(), v.view(), r.view(), kDevice);
+    py::gil_scoped_release unlocked;
+    pursuit_values_cpu(x.view(), W.view(), chosen.view(), v.view(), r.view(), relu, threads);
+  });
+  m.def("pursuit_gradient", [](py::handle X, py::handle atoms, py::handle indices, py::handle g_values,
+                               py::handle g_residual, py::handle d_x, py::handle d_W, bool relu, int threads) {
+    constexpr const char* op = "matching_pursuit";
+    const ArrayArg x(X, op, "x"), W(atoms, op, "W"), chosen(indices, op, "indices");
+    const OptionalArrayArg gv(g_values, op, "upstream"), gr(g_residual, op, "upstream");
+    const OptionalOutputArg dx(d_x, op, "d_x"), dW(d_W, op, "d_W");
+    const PursuitUpstream upstream{gv.view(), gr.view()};
+    check_pursuit_gradient(x.view(), W.view(), chosen.view(), upstream, dx.view(), dW.view(), kDevice);
+    py::gil_scoped_release unlocked;
+    pursuit_gradient_cpu(x.view(), W.view(), chosen.view(), upstream, dx.view(), dW.view(), relu, threads);
+  });
+}
+
 }  // namespace
 
 void bind_sparse_cpu(py::module_& m) {
   bind_column_means(m);
   bind_selections(m);
   bind_thresholds(m);
+  bind_sparse_scores(m);
+  bind_matching_pursuit(m);
 }
 
 }  // namespace subspan

@@ -10,6 +10,7 @@ from .ops.flags import flag_distance, nested_overlap
 from .ops.grassmann import grassmann_exp, grassmann_transport
 from .ops.grassmann_means import flag_mean, grassmann_log, karcher_mean
 from .ops.householder import householder_apply, householder_product, householder_vectors
+from .ops.matching_pursuit import matching_pursuit
 from .ops.newton_schulz import newton_schulz
 from .ops.orthonormalize import orthonormalize
 from .ops.pairwise_similarity import (
@@ -39,6 +40,7 @@ from .ops.skew import cayley, skew_expm
 from .ops.small_matrices import small_eigh, small_svd, small_svdvals
 from .ops.sparse import flops_loss, flops_metric, l1_loss, r_sub
 from .ops.sparse_products import sddmm, sparse_decode, sparse_t_dense
+from .ops.sparse_scores import sparse_scores
 from .ops.sparse_thresholds import jumprelu, soft_threshold
 from .ops.sparse_topk import batch_topk, linear_topk, topk_rows
 from .ops.stiefel import egrad_to_rgrad, inverse_retract, project_tangent, retract, transport
@@ -88,6 +90,7 @@ __all__ = [
     "linear_cka",
     "linear_topk",
     "logdet_gram",
+    "matching_pursuit",
     "nested_overlap",
     "newton_schulz",
     "orthonormalize",
@@ -125,6 +128,7 @@ __all__ = [
     "small_svdvals",
     "soft_threshold",
     "sparse_decode",
+    "sparse_scores",
     "sparse_t_dense",
     "spd_logdet",
     "subspace_distance",

@@ -426,3 +426,54 @@ def soft_threshold(x: Any, threshold: Any, out: Any, threads: int, /) -> None: .
 def soft_threshold_gradient(
     upstream: Any, x: Any, threshold: Any, d_x: Any, d_threshold: Any | None, threads: int, /
 ) -> None: ...
+def sparse_scores(
+    q_values: Any,
+    d_values: Any,
+    q_indices: Any,
+    d_indices: Any,
+    q_offsets: Any | None,
+    d_offsets: Any | None,
+    scores: Any,
+    columns: int,
+    threads: int,
+    /,
+) -> None: ...
+def scores_on_support(
+    upstream: Any,
+    d_values: Any,
+    q_indices: Any,
+    d_indices: Any,
+    q_offsets: Any | None,
+    d_offsets: Any | None,
+    out: Any,
+    columns: int,
+    threads: int,
+    /,
+) -> None: ...
+def matching_pursuit(
+    x: Any,
+    W: Any,
+    values: Any,
+    residual: Any | None,
+    indices: Any | None,
+    steps: int,
+    by: int,
+    relu: bool,
+    threads: int,
+    /,
+) -> None: ...
+def pursuit_values(
+    x: Any, W: Any, indices: Any, values: Any, residual: Any | None, relu: bool, threads: int, /
+) -> None: ...
+def pursuit_gradient(
+    x: Any,
+    W: Any,
+    indices: Any,
+    g_values: Any | None,
+    g_residual: Any | None,
+    d_x: Any | None,
+    d_W: Any | None,
+    relu: bool,
+    threads: int,
+    /,
+) -> None: ...

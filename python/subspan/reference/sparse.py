@@ -4,6 +4,7 @@ FLOPS:   Paria, Yeh, Yen, Xu, Ravikumar, Poczos, Minimizing FLOPs to Learn Effic
          arXiv:2004.05665
 JumpReLU: Rajamanoharan, Lieberum, Sonnerat, Conmy, Varma, Kramar, Nanda, Jumping Ahead: Improving Reconstruction
          Fidelity with JumpReLU Sparse Autoencoders, 2024, arXiv:2407.14435
+PURSUIT: Mallat, Zhang, Matching Pursuits with Time-Frequency Dictionaries, IEEE Trans. Signal Processing 41(12), 1993
 """
 
 from __future__ import annotations
@@ -152,3 +153,37 @@ def sparse_t_dense(values: ArrayLike, indices: ArrayLike, G: ArrayLike, columns:
     for item in np.ndindex(batch):
         np.add.at(result[item], indices[item], products[item])
     return result
+
+
+def dense_rows(indices: ArrayLike, values: ArrayLike, columns: int, offsets: ArrayLike | None = None) -> Array:
+    """The matrix of sparse rows, entry by entry; with offsets those of CSR."""
+    indices, values = np.asarray(indices), np.asarray(values, dtype=np.float64)
+    if offsets is not None:
+        ends = np.asarray(offsets)
+        dense = np.zeros((len(ends) - 1, columns))
+        rows = np.repeat(np.arange(len(ends) - 1), np.diff(ends))
+        np.add.at(dense, (rows, indices), values)
+        return dense
+    dense = np.zeros((*values.shape[:-1], columns))
+    for place in np.ndindex(values.shape):
+        dense[place[:-1]][indices[place]] += values[place]
+    return dense
+
+
+def matching_pursuit(
+    x: ArrayLike, W: ArrayLike, steps: int, by: str = "value", relu: bool = True
+) -> tuple[Array, Array, NDArray[np.int64]]:
+    """PURSUIT, section II.B: coefficients, last residual and atoms of every row, the residual formed anew each step."""
+    residual, atoms = np.asarray(x, dtype=np.float64), np.asarray(W, dtype=np.float64)
+    values, indices = [], []
+    for _ in range(steps):
+        products = residual @ atoms.swapaxes(-1, -2)
+        index = (np.abs(products) if by == "abs" else products).argmax(-1)
+        value = np.take_along_axis(products, index[..., None], -1)[..., 0]
+        value = np.maximum(value, 0) if relu else value
+        shape = np.broadcast_shapes(atoms.shape[:-2], residual.shape[:-2])
+        chosen = np.take_along_axis(np.broadcast_to(atoms, (*shape, *atoms.shape[-2:])), index[..., None], -2)
+        residual = residual - value[..., None] * chosen
+        values.append(value)
+        indices.append(index)
+    return np.stack(values, -1), residual, np.stack(indices, -1)
