@@ -16,4 +16,4 @@ def topk_rows(x: Tensor, k: int, by: int, relu: bool) -> tuple[Tensor, Tensor]:
 
 def chosen(x: Tensor, indices: Tensor, relu: bool) -> Tensor:
     values = x.gather(-1, indices.long()).to(result_dtype(x))
-    return values.relu() if relu else values
+    return values.relu() + 0 if relu else values  # torch keeps the sign of -0
