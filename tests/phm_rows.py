@@ -336,6 +336,5 @@ ROWS = [
         infinity=("x", "A", "U", "V", "bias"),
         confined=lowrank_is_nan,
         unread={name: (name, "bias") for name in ("x", "A", "U", "V")} | {"bias": ("x", "A", "U", "V", "bias")},
-        kernel_gradient=False,
     ),
 ]  # fmt: skip

@@ -368,3 +368,14 @@ def test_bad_parameters() -> None:
         group = {"params": [torch.nn.Parameter(bad)]}
         checks.refuses(lambda group=group: optimiser.add_param_group(group), "Muon", "params", error)
         assert len(optimiser.param_groups) == 1
+
+
+def test_stacks_of_too_many_dimensions_are_refused_before_a_step() -> None:
+    most, more = (torch.nn.Parameter(torch.ones(*[1] * (ndim - 2), 2, 3)) for ndim in (8, 9))
+    optimiser = Muon([{"params": [most], "stacked": True}])
+    most.grad = torch.ones_like(most)
+    optimiser.step()
+    checks.refuses(lambda: Muon([more], stacked=True), "Muon", "params", ValueError)
+    flat = Muon([more])  # as (1, all others), whatever the dimensions
+    more.grad = torch.ones_like(more)
+    flat.step()

@@ -285,6 +285,18 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] = {
         ValueError,
         "from_speechbrain: state: expected no other entries, got zero_kernel",
     ),
+    "a transposed convolution by its bias": (
+        nn.from_speechbrain,
+        {"state": {f"{p}_weight": torch.ones(2, 3, 5) for p in "rijk"} | {"bias": torch.zeros(12)}},
+        ValueError,
+        r"from_speechbrain: state: expected a convolution, .*, got a transposed convolution",
+    ),
+    "a transposed convolution by its option": (
+        nn.from_speechbrain,
+        {"state": {f"{p}_weight": torch.ones(2, 2, 5) for p in "rijk"}, "output_padding": 1},
+        ValueError,
+        r"from_speechbrain: state: expected a convolution, .*, got a transposed convolution",
+    ),
     "four dimensions": (
         nn.from_hypernets,
         {"state": {"A": torch.ones(1, 1, 1), "F": torch.ones(1, 1, 1, 2, 2, 2, 2)}},

@@ -11,6 +11,7 @@ import torch
 import subspan
 from sample_arrays import normal
 from subspan import SparseRows
+from subspan.composite import sparse_topk as composite
 from subspan.reference import sparse as reference
 
 DOUBLE = torch.float64
@@ -272,6 +273,15 @@ def test_large_entries_side_by_side_are_all_found() -> None:
         values, order = reference.topk_rows(x.numpy(), k)
         rows = subspan.topk_rows(x, k)
         assert np.array_equal(rows.indices.numpy(), order) and np.array_equal(rows.values.numpy(), values)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16], ids=str)
+def test_relu_gives_zero_without_a_sign(dtype: torch.dtype) -> None:
+    x = torch.tensor([[-0.0, -1.0, 2.0, -0.0, 0.0]], dtype=dtype)
+    for k, by in ((1, 0), (3, 0), (5, 1)):
+        composed = composite.topk_rows(x[..., :2], min(k, 2), by, True)[0]
+        values = subspan.topk_rows(x, k, ("value", "abs")[by], relu=True).values
+        assert not composed.signbit().any() and not values.signbit().any()
 
 
 def test_picks_that_relu_cuts_off_get_no_gradient() -> None:

@@ -77,29 +77,49 @@ void bind_rank(py::module_& m) {
   });
 }
 
-void bind_lowrank(py::module_& m) {
-  m.def("phm_linear_lowrank",
-        [](py::handle x, py::handle A, py::handle U, py::handle V, py::handle bias, py::handle y, int threads) {
-          constexpr const char* op = "phm_linear_lowrank";
-          const ArrayArg in(x, op, "x"), a(A, op, "A"), u(U, op, "U"), v(V, op, "V");
-          const OptionalArrayArg added(bias, op, "bias");
-          const OutputArg out(y, op, "y");
-          check_phm_lowrank(in.view(), a.view(), u.view(), v.view(), added.view(), out.view(), kDevice);
-          py::gil_scoped_release unlocked;
-          phm_lowrank_cpu(in.view(), a.view(), u.view(), v.view(), added.view(), out.view(), threads);
-        });
-}
-
-constexpr const char* kDownNames[] = {"down_A", "down_U", "down_V", "down_bias"};
-constexpr const char* kUpNames[] = {"up_A", "up_U", "up_V", "up_bias"};
-
 struct MapArgs {
   const ArrayArg A, U, V;
   const OptionalArrayArg bias;
   MapArgs(py::handle a, py::handle u, py::handle v, py::handle b, const char* op, const char* const (&names)[4])
       : A(a, op, names[0]), U(u, op, names[1]), V(v, op, names[2]), bias(b, op, names[3]) {}
-  AdapterFactors factors() const { return {A.view(), U.view(), V.view(), bias.view()}; }
+  LowRankFactors factors() const { return {A.view(), U.view(), V.view(), bias.view()}; }
 };
+constexpr const char* kNames[] = {"A", "U", "V", "bias"};
+
+void bind_lowrank(py::module_& m) {
+  m.def("phm_linear_lowrank",
+        [](py::handle x, py::handle A, py::handle U, py::handle V, py::handle bias, py::handle y, int threads) {
+          constexpr const char* op = "phm_linear_lowrank";
+          const ArrayArg in(x, op, "x");
+          const MapArgs map(A, U, V, bias, op, kNames);
+          const OutputArg out(y, op, "y");
+          const LowRankFactors factors = map.factors();
+          check_phm_lowrank(in.view(), factors, kDevice, op);
+          check_output(out.view(), factors.A.dtype, batch_count(in.view(), 1) * factors.outputs(), kDevice, op, "y");
+          py::gil_scoped_release unlocked;
+          phm_lowrank_cpu(in.view(), factors, out.view(), threads);
+        });
+  m.def("phm_linear_lowrank_gradient", [](py::handle x, py::handle A, py::handle U, py::handle V, py::handle dy,
+                                          py::handle dx, py::handle dA, py::handle dU, py::handle dV, py::handle dbias,
+                                          bool wants_x, bool wants_A, bool wants_U, bool wants_V, bool wants_bias,
+                                          int threads) {
+    constexpr const char* op = "phm_linear_lowrank_gradient";
+    const ArrayArg in(x, op, "x"), upstream(dy, op, "dy");
+    const MapArgs map(A, U, V, py::none(), op, kNames);
+    const OutputArg outputs[] = {{dx, op, "dx"}, {dA, op, "dA"}, {dU, op, "dU"}, {dV, op, "dV"}, {dbias, op, "dbias"}};
+    const bool wanted[] = {wants_x, wants_A, wants_U, wants_V, wants_bias};
+    const TensorView* to[5];
+    for (int i = 0; i < 5; ++i) to[i] = wanted[i] ? &outputs[i].view() : nullptr;
+    const LowRankFactors factors = map.factors();
+    const LowRankGradients gradients{to[1], to[2], to[3], to[4]};
+    check_phm_lowrank_gradient(in.view(), factors, upstream.view(), to[0], gradients, kDevice, op);
+    py::gil_scoped_release unlocked;
+    phm_lowrank_gradient_cpu(in.view(), factors, upstream.view(), to[0], gradients, threads);
+  });
+}
+
+constexpr const char* kDownNames[] = {"down_A", "down_U", "down_V", "down_bias"};
+constexpr const char* kUpNames[] = {"up_A", "up_U", "up_V", "up_bias"};
 
 AdapterOptions adapter_options(int activation, bool residual) {
   CHECK(0 <= activation && activation < kActivations, "phm_adapter: activation: expected 0 ... 3, got ", activation);
@@ -133,7 +153,7 @@ void bind_adapter(py::module_& m) {
         to[] = {{dA, op, "dA"},         {dU, op, "dU"},         {dV, op, "dV"},         {dbias, op, "dbias"},
                 {d_up_A, op, "d_up_A"}, {d_up_U, op, "d_up_U"}, {d_up_V, op, "d_up_V"}, {d_up_bias, op, "d_up_bias"}};
     const AdapterOptions options = adapter_options(activation, residual);
-    const AdapterFactors first = down.factors(), second = up.factors();
+    const LowRankFactors first = down.factors(), second = up.factors();
     check_phm_adapter(in.view(), first, second, residual, kDevice);
     check_input(upstream.view(), 2, kDevice, op, "dy");
     CHECK(upstream.view().dtype == first.A.dtype && upstream.view().size(-1) == second.outputs() &&
@@ -141,11 +161,12 @@ void bind_adapter(py::module_& m) {
               batch_count(upstream.view(), 2) == batch_count(in.view(), 2),
           op, ": dy: expected the shape of y");
     if (wants_x) check_output(to_x.view(), first.A.dtype, in.view().numel(), kDevice, op, "dx");
-    const AdapterGradients d_first{to[0].view(), to[1].view(), to[2].view(), first.bias ? &to[3].view() : nullptr};
-    const AdapterGradients d_second{to[4].view(), to[5].view(), to[6].view(), second.bias ? &to[7].view() : nullptr};
+    const LowRankGradients d_first{&to[0].view(), &to[1].view(), &to[2].view(), first.bias ? &to[3].view() : nullptr};
+    const LowRankGradients d_second{&to[4].view(), &to[5].view(), &to[6].view(), second.bias ? &to[7].view() : nullptr};
+    const index_t items = batch_count(in.view(), 2);
     if (wants_factors) {
-      check_adapter_gradients(first, d_first, kDevice);
-      check_adapter_gradients(second, d_second, kDevice);
+      check_lowrank_gradients(first, d_first, items, kDevice, op);
+      check_lowrank_gradients(second, d_second, items, kDevice, op);
     }
     py::gil_scoped_release unlocked;
     phm_adapter_gradient_cpu(in.view(), first, second, upstream.view(), wants_x ? &to_x.view() : nullptr,

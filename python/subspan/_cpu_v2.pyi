@@ -313,6 +313,25 @@ def phm_rank(
     /,
 ) -> None: ...
 def phm_linear_lowrank(x: Any, A: Any, U: Any, V: Any, bias: Any | None, y: Any, threads: int, /) -> None: ...
+def phm_linear_lowrank_gradient(
+    x: Any,
+    A: Any,
+    U: Any,
+    V: Any,
+    dy: Any,
+    dx: Any,
+    dA: Any,
+    dU: Any,
+    dV: Any,
+    dbias: Any,
+    wants_x: bool,
+    wants_A: bool,
+    wants_U: bool,
+    wants_V: bool,
+    wants_bias: bool,
+    threads: int,
+    /,
+) -> None: ...
 def phm_adapter(
     x: Any,
     A: Any,

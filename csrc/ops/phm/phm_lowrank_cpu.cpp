@@ -1,123 +1,140 @@
 #include "core/dispatch.h"
-#include "core/pack.h"
-#include "ops/dense/affine_product.h"
-#include "ops/phm/factors.h"
-#include "ops/phm/phm_lowrank.h"
+#include "ops/phm/lowrank_units.h"
 
 namespace subspan {
 namespace {
 
-constexpr index_t kBatchRows = 2048;  // rows of x whose products are in memory at once
-
+// One batch item.
 template <class T>
-TensorView packed_matrix(T* data, index_t rows, index_t columns) {
-  TensorView view;
-  view.data = data;
-  view.ndim = 2;
-  view.shape[0] = rows, view.shape[1] = columns;
-  view.stride[0] = columns, view.stride[1] = 1;
-  view.dtype = sizeof(T) == 4 ? DType::f32 : DType::f64;
-  view.device = Device::cpu;
-  return view;
-}
+class LowRank {
+ public:
+  LowRank(const TensorView& x, const LowRankFactors& factors, index_t item, Workspace& workspace)
+      : map_(factors, item, workspace),
+        x_(batch_item(x, 2, item), x.dtype, x.step(-2), x.step(-1)),
+        rows_(x.size(-2)) {}
 
-template <class T>
-struct LowRank {
-  index_t terms, p, q, l, k, rank;
-  const T* A;     // (terms, p, q)
-  TensorView U;   // (l, terms rank)
-  TensorView V;   // (terms rank, k)
-  const T* bias;  // (p l) or absent
-
-  LowRank(const TensorView& A_view, const TensorView& U_view, const TensorView& V_view, const TensorView* bias_view,
-          index_t item, Workspace& workspace)
-      : terms(A_view.size(-3)),
-        p(A_view.size(-2)),
-        q(A_view.size(-1)),
-        l(U_view.size(-2)),
-        k(V_view.size(-1)),
-        rank(U_view.size(-1)) {
-    T* rule = workspace.take<T>(terms * p * q);
-    T* left = workspace.take<T>(terms * l * rank);
-    T* right = workspace.take<T>(terms * k * rank);
-    for (index_t i = 0; i < terms; ++i) {
-      copy(A_view, item, i, rule + i * p * q, q);
-      copy(U_view, item, i, left + i * rank, terms * rank);
-      copy(V_view, item, i, right + i * rank * k, k);
-    }
-    A = rule, U = packed_matrix(left, l, terms * rank), V = packed_matrix(right, terms * rank, k);
-    bias = nullptr;
-    if (!bias_view) return;
-    T* added = workspace.take<T>(p * l);
-    const T* from = static_cast<const T*>(batch_item(*bias_view, 1, item));
-    for (index_t o = 0; o < p * l; ++o) added[o] = from[o * bias_view->step(-1)];
-    bias = added;
-  }
-
-  // Matrix i of an item, to rows `step` apart.
-  static void copy(const TensorView& view, index_t item, index_t i, T* to, index_t step) {
-    const T* from = static_cast<const T*>(batch_item(view, 3, item)) + i * view.step(-3);
-    for (index_t r = 0; r < view.size(-2); ++r) {
-      for (index_t c = 0; c < view.size(-1); ++c) to[r * step + c] = from[r * view.step(-2) + c * view.step(-1)];
-    }
-  }
-
-  // `rows` rows of x, packed as (rows q, k).
-  void operator()(T* x, index_t rows, T* y, int threads) const {
-    const index_t width = terms * rank;
-    Workspace workspace;
-    T* products = workspace.take<T>(rows * q * width);
-    T* mixed = workspace.take<T>(rows * p * width);
-    affine_product_cpu(packed_matrix(x, rows * q, k), V, nullptr, packed_matrix(products, rows * q, width), {},
-                       threads);
-    parallel_for(rows, threads, [&](index_t row) { mix(products + row * q * width, mixed + row * p * width); });
-    affine_product_cpu(packed_matrix(mixed, rows * p, width), U, nullptr, packed_matrix(y, rows * p, l), {}, threads);
-    if (!bias) return;
-    for (index_t row = 0; row < rows; ++row) {
-      for (index_t o = 0; o < p * l; ++o) y[row * p * l + o] += bias[o];
-    }
-  }
-
-  void mix(const T* products, T* mixed) const {
-    const index_t width = terms * rank;
-    for (index_t i = 0; i < terms; ++i) {
-      for (index_t r = 0; r < p; ++r) {
-        const T* weights = A + (i * p + r) * q;
-        for (index_t j = i * rank; j < (i + 1) * rank; ++j) {
-          T total = 0;
-          for (index_t c = 0; c < q; ++c) total += weights[c] * products[c * width + j];
-          mixed[r * width + j] = total;
-        }
+  void forward(T* y, int threads) const {
+    constexpr index_t at_once = 8;  // tiles in one task
+    const index_t tiles = tile_count<T>(rows_);
+    parallel_for((tiles + at_once - 1) / at_once, threads, [&](index_t task) {
+      Workspace workspace;
+      MapEnd<T> x(map_.q, map_.V, workspace), out(map_.p, map_.U, workspace);
+      Vec<T>* products = workspace.take<Vec<T>>(map_.q * map_.width());
+      Vec<T>* mixed = workspace.take<Vec<T>>(map_.p * map_.width());
+      for (index_t t = task * at_once; t < std::min(tiles, (task + 1) * at_once); ++t) {
+        const index_t first = t * kLanes<T>, count = std::min<index_t>(kLanes<T>, rows_ - first);
+        x.read(x_, first, count);
+        x.dot(products);
+        mix_products(map_, products, mixed);
+        out.expand(mixed, map_.bias, y, first, count);
       }
-    }
+    });
   }
+
+  // Where each gradient starts in a share.
+  struct Layout {
+    index_t V, U, bias, total;  // before them that of A, as sums over lanes
+  };
+  Layout layout() const {
+    Layout at{};
+    at.V = round_up(map_.terms * map_.p * map_.q, kLanes<T>);
+    at.U = at.V + map_.width() * map_.V.step;
+    at.bias = at.U + map_.width() * map_.U.step;
+    at.total = at.bias + round_up(map_.outputs(), kLanes<T>);
+    return at;
+  }
+
+  void backward(const Rows<T>& dy, T* dx, const LowRankGradients& to, index_t item, int threads) const {
+    const Layout at = layout();
+    const Shares<T> plan(rows_);
+    const bool wants_factors = to.A || to.U || to.V || to.bias;
+    Workspace workspace;
+    T* shares = wants_factors ? workspace.take<T>(plan.count * at.total) : nullptr;
+    parallel_for(
+        plan.count, threads,
+        [&](index_t share) {
+          Workspace own_memory;
+          Tile tile(map_, own_memory);
+          T* own = wants_factors ? shares + share * at.total : nullptr;
+          const index_t coefficients = map_.terms * map_.p * map_.q;
+          Vec<T>* of_rule = own_memory.take<Vec<T>>(coefficients);
+          std::fill_n(of_rule, coefficients, Vec<T>{});
+          if (own) std::fill_n(own, at.total, T(0));
+          if (to.U) tile.dy.begin_gradient(own + at.U, own_memory);
+          if (to.V) tile.x.begin_gradient(own + at.V, own_memory);
+          for (index_t t = plan.first(share); t < plan.first(share + 1); ++t) {
+            const index_t first = t * kLanes<T>, count = std::min<index_t>(kLanes<T>, rows_ - first);
+            tile.read(x_, dy, first, count, to.A || to.U, dx || to.V);
+            if (to.A) add_rule_gradient(map_, tile.d_mixed, tile.products, of_rule);
+            if (to.U) {
+              mix_products(map_, tile.products, tile.mixed);
+              tile.dy.add_gradient(tile.mixed);
+            }
+            if (to.V) tile.x.add_gradient(tile.d_products);
+            if (to.bias) tile.dy.add_rows(own + at.bias);
+            if (dx) tile.x.expand(tile.d_products, nullptr, dx, first, count);
+          }
+          if (to.A) sum_lanes(of_rule, coefficients, own);
+          if (to.U) tile.dy.end_gradient();
+          if (to.V) tile.x.end_gradient();
+        },
+        1);
+    if (!wants_factors) return;
+    const T* total = sum_shares(shares, plan.count, at.total, workspace);
+    store_gradients(map_, {total, total + at.U, total + at.V, total + at.bias}, map_.U.step, map_.V.step, to, item);
+  }
+
+ private:
+  // Rows of x and dy, and what they make of the factors, row by row in the lanes.
+  struct Tile {
+    Tile(const LowRankMap<T>& map, Workspace& workspace)
+        : map(map), x(map.q, map.V, workspace), dy(map.p, map.U, workspace) {
+      products = workspace.take<Vec<T>>(map.q * map.width());
+      mixed = workspace.take<Vec<T>>(map.p * map.width());
+      d_mixed = workspace.take<Vec<T>>(map.p * map.width());
+      d_products = workspace.take<Vec<T>>(map.q * map.width());
+    }
+
+    void read(const Rows<T>& from, const Rows<T>& upstream, index_t first, index_t count, bool forward, bool back) {
+      x.read(from, first, count);
+      dy.read(upstream, first, count);
+      if (forward) x.dot(products);
+      dy.dot(d_mixed);
+      if (back) mix_back(map, d_mixed, d_products);
+    }
+
+    const LowRankMap<T>& map;
+    MapEnd<T> x, dy;
+    Vec<T>*products, *mixed, *d_mixed, *d_products;
+  };
+
+  LowRankMap<T> map_;
+  Rows<T> x_;
+  index_t rows_;
 };
 
 }  // namespace
 
-void phm_lowrank_cpu(const TensorView& x, const TensorView& A, const TensorView& U, const TensorView& V,
-                     const TensorView* bias, const TensorView& y, int threads) {
-  dispatch_float(A.dtype, "phm_linear_lowrank", [&](auto tag) {
+void phm_lowrank_cpu(const TensorView& x, const LowRankFactors& map, const TensorView& y, int threads) {
+  dispatch_float(map.A.dtype, "phm_linear_lowrank", [&](auto tag) {
     using T = typename decltype(tag)::type;
-    const index_t rows = x.size(-2), features = x.size(-1), outputs = A.size(-2) * U.size(-2);
-    const double flops = 2.0 * static_cast<double>(rows * A.size(-3) * U.size(-1)) *
-                         static_cast<double>(features + outputs + A.size(-2) * A.size(-1));
-    for_each_of(batch_count(x, 2), flops, threads, [&](index_t item, int own) {
+    for_each_of(batch_count(x, 2), map.flops(x.size(-2)), threads, [&](index_t item, int own) {
       Workspace workspace;
-      const LowRank<T> product(A, U, V, bias, item, workspace);
-      const Rows<T> in(batch_item(x, 2, item), x.dtype, x.step(-2), x.step(-1));
-      const bool in_place = in.in_place() && (x.step(-2) == features || rows == 1);
-      T* copy = in_place ? nullptr : workspace.take<T>(std::min(rows, kBatchRows) * features);
-      for (index_t first = 0; first < rows; first += kBatchRows) {
-        const index_t count = std::min(kBatchRows, rows - first);
-        for (index_t r = 0; r < count && !in_place; ++r) {
-          T* to = copy + r * features;
-          const T* from = in.read(first + r, 0, features, to);
-          if (from != to) std::copy_n(from, features, to);
-        }
-        T* packed = in_place ? const_cast<T*>(in.read(first, 0, features, nullptr)) : copy;
-        product(packed, count, y.ptr<T>() + (item * rows + first) * outputs, own);
-      }
+      const LowRank<T> product(x, map, item, workspace);
+      product.forward(y.ptr<T>() + item * x.size(-2) * map.outputs(), own);
+    });
+  });
+}
+
+void phm_lowrank_gradient_cpu(const TensorView& x, const LowRankFactors& map, const TensorView& dy,
+                              const TensorView* dx, const LowRankGradients& to, int threads) {
+  dispatch_float(map.A.dtype, "phm_linear_lowrank_gradient", [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    for_each_of(batch_count(x, 2), 3 * map.flops(x.size(-2)), threads, [&](index_t item, int own) {
+      Workspace workspace;
+      const LowRank<T> product(x, map, item, workspace);
+      const Rows<T> upstream(batch_item(dy, 2, item), dy.dtype, dy.step(-2), dy.step(-1));
+      product.backward(upstream, dx ? dx->ptr<T>() + item * x.size(-2) * x.size(-1) : nullptr, to, item, own);
     });
   });
 }

@@ -21,7 +21,7 @@ def topk_rows(x: Tensor, k: int, by: int, relu: bool) -> tuple[Tensor, Tensor]:
 
 def chosen(x: Tensor, indices: Tensor, relu: bool) -> Tensor:
     values = x.gather(-1, indices.long()).to(result_dtype(x))
-    return values.relu() if relu else values
+    return values.relu() + 0 if relu else values  # torch keeps the sign of -0
 
 
 def kept(upstream: Tensor, values: Tensor, relu: bool) -> Tensor:
@@ -46,7 +46,7 @@ def linear_topk(x: Tensor, W: Tensor, b: Tensor | None, k: int, by: int, relu: b
         if b is not None:
             every = b.to(values.dtype).unsqueeze(-2).expand(*indices.shape[:-1], b.shape[-1])
             values = values + every.gather(-1, indices)
-    return values.relu() if relu else values, indices.int()
+    return values.relu() + 0 if relu else values, indices.int()
 
 
 def _largest(x: Tensor, W: Tensor, b: Tensor | None, k: int, by: int) -> tuple[Tensor, Tensor]:

@@ -16,15 +16,47 @@ from ..ops.phm_rank import phm_linear_lowrank
 def _check_layer(op: str, layer: Any, x: Any = None) -> None:
     if not isinstance(layer, torch.nn.Linear):
         raise TypeError(f"{op}: layer: expected a torch.nn.Linear, got {type(layer).__name__}")
+    if 0 in layer.weight.shape:
+        raise ValueError(f"{op}: layer: expected inputs and outputs, got weight of shape {tuple(layer.weight.shape)}")
     if x is not None and (x.ndim < 1 or x.shape[-1] != layer.in_features):
         raise ValueError(f"{op}: x: expected (*batch, {layer.in_features}), got shape {tuple(x.shape)}")
 
 
 class _Adapter(torch.nn.Module):
-    """A frozen layer beside a trainable update of its weight, into which it can be merged."""
+    """A frozen layer beside a trainable update of its weight. A state dict says whether that is merged into it."""
 
     base_layer: torch.nn.Linear
     merged: bool
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.merged:
+            destination[f"{prefix}merged"] = torch.tensor(True)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Whether the update is in the weight comes with the weight. Factors alone are those of a weight without."""
+        name, op = f"{prefix}merged", type(self).__name__
+        merged = bool(state_dict.get(name, False))
+        if f"{prefix}base_layer.weight" in state_dict:
+            self.merged = merged
+        elif merged:
+            error_msgs.append(f"{op}: merged: expected the base_layer.weight that the update was merged into")
+        elif self.merged and any(key.startswith(prefix) for key in state_dict):
+            error_msgs.append(f"{op}: merged: expected an adapter that is not merged, to load factors without a weight")
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        if name in unexpected_keys:
+            unexpected_keys.remove(name)
 
     def delta(self) -> Tensor:
         raise NotImplementedError

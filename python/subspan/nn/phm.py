@@ -10,13 +10,14 @@ from torch import Tensor
 from .. import _check
 from ..ops.phm import nearest, phm_linear, phm_weight
 from ..ops.phm_algebra import NAMES, algebra
+from .phm_parameters import SharesRules
 
 _RULES = {"learned": -1, **NAMES}
 #: From as many rows on, fewer products take less time than the components of x mixed beforehand.
 _ROWS_BY_RANK = 32
 
 
-class PHMLinear(torch.nn.Module):
+class PHMLinear(SharesRules):
     r"""A linear layer whose weight is a sum of Kronecker products, with 1/n of the parameters.
 
     .. math:: y = x W^\top + b, \qquad W = \sum_{i=1}^n A_i \otimes S_i
@@ -103,7 +104,7 @@ class PHMLinear(torch.nn.Module):
         :func:`subspan.phm_linear`), of which quaternions need half. Raises where A has no decomposition.
 
         For fewer rows, and where values cannot be read, as on a GPU without waiting for it and in a compiled graph,
-        calls stay as they were.
+        calls stay as they were; and as long as A is made to require a gradient again, as by ``requires_grad_(True)``.
         """
         from ..ops.phm_decomposition import rank_decomposition
 
@@ -130,7 +131,8 @@ class PHMLinear(torch.nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         r"""(\*rows, out_features) of (\*rows, in_features)."""
-        by_rank = self.frozen and x.numel() >= _ROWS_BY_RANK * self.in_features and _check.readable(self.A)
+        constant = self.frozen and not self.A.requires_grad  # requires_grad_(True) of a frozen layer trains its rule
+        by_rank = constant and x.numel() >= _ROWS_BY_RANK * self.in_features and _check.readable(self.A)
         method = "rank" if by_rank else "auto"
         result: Tensor = phm_linear(x, self.A, self.S, self.bias, method=method)
         return result

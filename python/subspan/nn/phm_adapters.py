@@ -9,10 +9,10 @@ from torch import Tensor
 
 from .. import _check
 from ..ops.phm_adapter import ACTIVATIONS, phm_adapter
-from .phm_parameters import check_sizes
+from .phm_parameters import SharesRules, check_sizes
 
 
-class CompacterAdapter(torch.nn.Module):
+class CompacterAdapter(SharesRules):
     r"""Compacter's adapter: a bottleneck of two hypercomplex layers, added to its input, in one pass over it.
 
     .. math:: y = x + f(x D^\top + b)\, E^\top + c, \qquad D = \sum_{i=1}^n A_i \otimes U_i V_i, \quad

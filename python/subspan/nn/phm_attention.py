@@ -135,6 +135,38 @@ class PHMMultiheadAttention(torch.nn.Module):
         result: tuple[Tensor, Tensor | None] = _attend(query, self, key, value, *rest)
         return result
 
+    @torch.no_grad()
+    def to_dense(self) -> torch.nn.MultiheadAttention:
+        """torch's layer of the same weights."""
+        some = self.q_proj.S
+        dense = torch.nn.MultiheadAttention(
+            self.embed_dim,
+            self.num_heads,
+            self.dropout,
+            self.q_proj.bias is not None,
+            self.bias_k is not None,
+            self.add_zero_attn,
+            self.kdim,
+            self.vdim,
+            self.batch_first,
+            device=some.device,
+            dtype=some.dtype,
+        ).train(self.training)
+        inner = (self.q_proj, self.k_proj, self.v_proj)
+        weights = [phm_weight(p.A, p.S) for p in inner]
+        if dense.in_proj_weight is not None:
+            dense.in_proj_weight.copy_(torch.cat(weights))
+        else:
+            for name, weight in zip(("q_proj_weight", "k_proj_weight", "v_proj_weight"), weights, strict=True):
+                getattr(dense, name).copy_(weight)
+        dense.out_proj.weight.copy_(phm_weight(self.out_proj.A, self.out_proj.S))
+        biases = [p.bias for p in inner if p.bias is not None]
+        pairs = ((dense.bias_k, self.bias_k), (dense.bias_v, self.bias_v), (dense.out_proj.bias, self.out_proj.bias))
+        for to, value in ((dense.in_proj_bias, torch.cat(biases) if biases else None), *pairs):
+            if to is not None and value is not None:
+                to.copy_(value)
+        return dense
+
     def extra_repr(self) -> str:
         return f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, batch_first={self.batch_first}"
 

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ..ops import phm_conv as functional
 from ..ops.phm_conv import Size, compose, sizes
-from .phm_parameters import add_rule, check_sizes, reset_components, reset_rule
+from .phm_parameters import SharesRules, add_rule, check_sizes, reset_components, reset_rule
 
 
-class _PHMConvolution(torch.nn.Module):
+class _PHMConvolution(SharesRules):
     A: Tensor
     bias: Tensor | None
     dims: int
@@ -96,10 +96,12 @@ _INTRODUCTION = """{kind} hypercomplex convolution of {what}, with 1/n of the pa
         bias: whether there is a b.
         rule: "learned" for a parameter ``A``, or the name of an :func:`subspan.algebra`, whose rule is a buffer ``A``.
             Either way the weight starts with the variance that ``torch.nn.{torch}`` has.
+        groups, padding_mode: 1 and "zeros", as torch's layers have them by default; nothing else is offered.
         device, dtype: of the parameters.
 
     Raises:
-        TypeError, ValueError: an unknown rule, channels that n does not divide, a dimension that the algebra lacks.
+        TypeError, ValueError: an unknown rule, channels that n does not divide, a dimension that the algebra lacks,
+            other groups or another padding mode.
 
     Source:
         Grassucci, Zhang, Comminiello 2022, PHNNs: Lightweight Neural Networks via Parameterized Hypercomplex
@@ -127,6 +129,15 @@ def _document(layer: type[_PHMConvolution], source: str) -> None:
     )
 
 
+def _check_offered(op: str, groups: int, padding_mode: str) -> None:
+    """Options of torch's layers that these do not have are taken at torch's defaults only."""
+    if groups != 1:
+        raise ValueError(f"{op}: groups: expected 1, got {groups!r}: a sum of Kronecker products has one group")
+    if padding_mode != "zeros":
+        remedy = "for others torch.nn.functional.pad before the layer, and padding=0"
+        raise ValueError(f"{op}: padding_mode: expected 'zeros', got {padding_mode!r}: {remedy}")
+
+
 class _Convolution(_PHMConvolution):
     def __init__(
         self,
@@ -140,9 +151,12 @@ class _Convolution(_PHMConvolution):
         bias: bool = True,
         *,
         rule: str = "learned",
+        groups: int = 1,
+        padding_mode: str = "zeros",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        _check_offered(type(self).__name__, groups, padding_mode)
         options = {"stride": stride, "padding": padding, "dilation": dilation}
         super().__init__(in_channels, out_channels, kernel_size, n, options, bias, rule, device, dtype)
 
@@ -163,9 +177,12 @@ class _Transposed(_PHMConvolution):
         bias: bool = True,
         *,
         rule: str = "learned",
+        groups: int = 1,
+        padding_mode: str = "zeros",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        _check_offered(type(self).__name__, groups, padding_mode)
         options = {"stride": stride, "padding": padding, "output_padding": output_padding, "dilation": dilation}
         super().__init__(in_channels, out_channels, kernel_size, n, options, bias, rule, device, dtype)
 

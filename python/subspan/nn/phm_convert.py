@@ -324,6 +324,8 @@ def from_speechbrain(state: State, prefix: str = "", **options: Any) -> torch.nn
     Args:
         state: a state dict of a ``QLinear``, ``QConv1d`` or ``QConv2d`` that is no spinor layer and has one group, with
             ``r_weight``, ``i_weight``, ``j_weight``, ``k_weight`` and, of SpeechBrain where it is trained, ``bias``.
+            Orkis' transposed convolutions, whose entries have these names too, are no such layer: they are refused
+            where their bias or an option shows them, and as wide as deep and without a bias nothing does.
         prefix: of the layer's names.
         options: stride, padding and dilation of a convolution.
 
@@ -346,6 +348,10 @@ def from_speechbrain(state: State, prefix: str = "", **options: Any) -> torch.nn
     S, bias = torch.stack([reader.take(f"{part}_weight") for part in "rijk"]), reader.maybe("bias")
     reader.finish()
     if S.ndim > 3:
+        transposed = bias is not None and len(bias) == 4 * S.shape[2] != 4 * S.shape[1]
+        if transposed or "output_padding" in options or options.pop("transposed", False):
+            expected = "a convolution, whose weights are (out / 4, in / 4, ...) and whose bias has out entries"
+            raise ValueError(f"from_speechbrain: state: expected {expected}, got a transposed convolution")
         return _convolution("from_speechbrain", S, bias, options, rule="quaternion")
     S = S.mT
     like: dict[str, Any] = {"device": S.device, "dtype": S.dtype}

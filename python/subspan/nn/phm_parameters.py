@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import threading
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,6 +34,60 @@ def add_rule(module: torch.nn.Module, name: str, rule: str, n: int, like: dict[s
     else:
         algebra(rule, n)  # that it exists
         module.register_buffer(name, A)
+
+
+class _Loading(threading.local):
+    """The rules that this thread's last call of load_state_dict has filled, by the name of the entry of each."""
+
+    call: object = None
+    names: dict[int, str]
+
+
+_loading = _Loading()
+
+
+class SharesRules(torch.nn.Module):
+    """A module whose rules may be those of other modules: a state dict must have the same one for all that share it."""
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        if _loading.call is not missing_keys:  # one list for all modules of a call
+            _loading.call, _loading.names = missing_keys, {}
+        assigned = local_metadata.get("assign_to_params_buffers", False)  # to each its own: they share no longer
+        for name, rule in self._rules(state_dict, prefix).items():
+            value = state_dict[prefix + name]
+            earlier = _loading.names.setdefault(id(rule), prefix + name)
+            if earlier != prefix + name and not assigned and not _equal(state_dict.get(earlier, rule), value):
+                expected = f"one rule for all layers that share it, got others in {earlier} and {prefix}{name}"
+                error_msgs.append(f"{type(self).__name__}: {name}: expected {expected}")
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
+    def _rules(self, state_dict: Any, prefix: str) -> dict[str, Tensor]:
+        """Those that are loaded, by name: once for every name that a parameter has."""
+        found = {**self._parameters, **self._buffers}
+        return {
+            name: rule
+            for name, rule in found.items()
+            if (name == "A" or name.startswith("A_") or name.endswith("_A")) and rule is not None
+            if prefix + name in state_dict
+        }
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """NaN being equal to itself, in the type of the first."""
+    if one.is_meta or other.is_meta or one.shape != other.shape:
+        return True  # nothing to compare, or an error of its own
+    return bool(torch.allclose(one, other.detach().to(one), rtol=0, atol=0, equal_nan=True))
 
 
 @torch.no_grad()

@@ -12,12 +12,12 @@ from torch.nn.utils.rnn import PackedSequence
 from .. import _check
 from ..composite.factor import without_autocast
 from ..ops.phm import phm_weight
-from .phm_parameters import add_rule, check_sizes, reset_components, reset_rule
+from .phm_parameters import SharesRules, add_rule, check_sizes, reset_components, reset_rule
 
 States = tuple[Tensor, Tensor]
 
 
-class PHMLSTM(torch.nn.Module):
+class PHMLSTM(SharesRules):
     r"""An LSTM whose weights are sums of Kronecker products, with 1/n of the parameters: composed once per sequence.
 
     .. math:: (i, f, g, o)_t = W x_t + R\, h_{t-1} + b, \qquad
@@ -33,11 +33,13 @@ class PHMLSTM(torch.nn.Module):
         hidden_size: features of the state, a multiple of n.
         n: dimension of the algebra.
         num_layers, bias, batch_first, dropout, bidirectional: as of ``torch.nn.LSTM``.
+        proj_size: 0. Projected states are not offered.
         rule: "learned", or the name of an :func:`subspan.algebra`, whose rule is a buffer.
         device, dtype: of the parameters.
 
     Raises:
-        TypeError, ValueError: an unknown rule, sizes that n does not divide, a dimension that the algebra lacks.
+        TypeError, ValueError: an unknown rule, sizes that n does not divide, a dimension that the algebra lacks, a
+            projection.
 
     Cost:
         That of the LSTM, and 2 n flops for every entry of the weights, for a whole sequence; published code does this
@@ -65,6 +67,7 @@ class PHMLSTM(torch.nn.Module):
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
+        proj_size: int = 0,
         *,
         rule: str = "learned",
         device: torch.device | str | None = None,
@@ -79,6 +82,10 @@ class PHMLSTM(torch.nn.Module):
         self.dropout = _check.number(op, "dropout", dropout)
         if not 0 <= self.dropout <= 1:
             raise ValueError(f"{op}: dropout: expected a probability, got {dropout}")
+        if proj_size != 0:
+            remedy = "a PHMLinear after the layer projects its outputs, though not the state that recurs"
+            raise ValueError(f"{op}: proj_size: expected 0, got {proj_size!r}: {remedy}")
+        self.proj_size = 0
         like: dict[str, Any] = {"device": device, "dtype": dtype}
         for name, inputs in self._directions():
             add_rule(self, f"A_{name}", rule, n, like)
@@ -108,6 +115,9 @@ class PHMLSTM(torch.nn.Module):
                 if self.bias:
                     limit = 1 / math.sqrt(self.hidden_size)
                     torch.nn.init.uniform_(getattr(self, f"bias_{letters}_{name}"), -limit, limit)
+
+    def flatten_parameters(self) -> None:
+        """Nothing, for code that calls it of torch.nn.LSTM: the weights are composed anew for every sequence."""
 
     def weights(self) -> list[Tensor]:
         """All weights and biases as torch.nn.LSTM has them, in its order."""

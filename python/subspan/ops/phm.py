@@ -15,7 +15,7 @@ if _check.torch is not None:
 METHODS = {"auto": 0, "direct": 1, "compose": 2, "rank": 3}
 
 
-def _wanted_shapes(batch: tuple[int, ...], shapes: Any, wanted: tuple[bool, ...]) -> tuple[tuple[int, ...], ...]:
+def wanted_shapes(batch: tuple[int, ...], shapes: Any, wanted: tuple[bool, ...]) -> tuple[tuple[int, ...], ...]:
     """Of gradients; those that are not wanted are empty."""
     nothing = (*batch, 0)
     return tuple([shape if one else nothing for shape, one in zip(shapes, wanted, strict=True)])
@@ -23,7 +23,7 @@ def _wanted_shapes(batch: tuple[int, ...], shapes: Any, wanted: tuple[bool, ...]
 
 def _gradient_shapes(x: Any, A: Any, S: Any, dy: Any, *wanted: bool) -> tuple[tuple[int, ...], ...]:
     batch, features = x.shape[:-2], A.shape[-2] * S.shape[-2]
-    return _wanted_shapes(batch, (x.shape, A.shape, S.shape, (*batch, features)), wanted)
+    return wanted_shapes(batch, (x.shape, A.shape, S.shape, (*batch, features)), wanted)
 
 
 _weight_gradient = _route.register(
@@ -32,7 +32,7 @@ _weight_gradient = _route.register(
         inputs=(("A", 3), ("S", 3), ("dW", 2)),
         schema="bool wants_A, bool wants_S",
         outputs=("compute", "compute"),
-        shapes=lambda A, S, dW, *wanted: _wanted_shapes(A.shape[:-3], (A.shape, S.shape), wanted),
+        shapes=lambda A, S, dW, *wanted: wanted_shapes(A.shape[:-3], (A.shape, S.shape), wanted),
         kernel=_native.cpu.phm_weight_gradient,
         composite=lambda A, S, dW, *wanted: composite.phm_weight_gradient(A, S, dW),
         saves=(),
@@ -55,12 +55,12 @@ _linear_gradient = _route.register(
 )
 
 
-def _in_torch(g: Any) -> bool:
+def in_torch(g: Any) -> bool:
     """Whether the gradient will be differentiated, or is one of many."""
     return bool(_check.torch.is_grad_enabled() or is_batched(g))
 
 
-def _rounded(gradients: Any, tensors: Any, needed: tuple[bool, ...]) -> tuple[Any, ...]:
+def rounded(gradients: Any, tensors: Any, needed: tuple[bool, ...]) -> tuple[Any, ...]:
     return tuple(
         [
             None if not wanted else g if g.dtype is t.dtype else g.to(t.dtype)
@@ -70,20 +70,20 @@ def _rounded(gradients: Any, tensors: Any, needed: tuple[bool, ...]) -> tuple[An
 
 
 def _weight_backward(g: Any, saved: Any, tensors: Any, parameters: Any, scaled: Any, needed: Any) -> Any:
-    if _in_torch(g):
+    if in_torch(g):
         gradients = composite.phm_weight_gradient(*tensors, g, needed)
     else:
         gradients = _weight_gradient(2, *tensors, g, *needed)
-    return _rounded(gradients, tensors, needed)
+    return rounded(gradients, tensors, needed)
 
 
 def _linear_backward(g: Any, saved: Any, tensors: Any, parameters: Any, scaled: Any, needed: Any) -> Any:
     x, A, S, _ = tensors
-    if _in_torch(g):
+    if in_torch(g):
         gradients = composite.phm_linear_gradient(x, A, S, g, needed)
     else:
         gradients = _linear_gradient(4, x, A, S, g, *needed)
-    return _rounded(gradients, tensors, needed)
+    return rounded(gradients, tensors, needed)
 
 
 _weight = _route.register(

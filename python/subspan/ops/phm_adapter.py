@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from .. import _check, _native, _route
-from .phm import check_length, phm_weight
+from .phm import check_length, in_torch, phm_weight, rounded
 
 composite: Any = None  # without torch there is nothing to compose
 if _check.torch is not None:
@@ -46,14 +46,12 @@ _gradient = _route.register(
 
 
 def _backward(g: Any, saved: Any, tensors: Any, parameters: Any, scaled: Any, needed: Any) -> Any:
-    from .._route_torch import is_batched
-
-    if _check.torch.is_grad_enabled() or is_batched(g):  # it will be differentiated, or is one of many
+    if in_torch(g):
         x, *factors = tensors
         gradients = composite.phm_adapter_gradient(x, tuple(factors[:4]), tuple(factors[4:]), g, *parameters, needed)
     else:
         gradients = _gradient(9, *tensors, g, *parameters, needed[0], any(needed[1:]))
-    return tuple(d.to(t.dtype) if wanted else None for d, t, wanted in zip(gradients, tensors, needed, strict=True))
+    return rounded(gradients, tensors, needed)
 
 
 _adapter = _route.register(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +16,8 @@ Size = int | Sequence[int]
 
 #: W has so many times as many rows as there are positions where a convolution is a product of patches.
 FEW = 4
+#: And so many taps at most, each of which is a slice of x.
+TAPS = 27
 
 
 def sizes(op: str, name: str, value: Any, dims: int, least: int) -> tuple[int, ...]:
@@ -70,22 +73,29 @@ def _without_autocast(function: Any) -> Any:
     return without_autocast(function)
 
 
-def _patches(x: Any, kernel: tuple[int, ...], options: dict[str, Any]) -> Any:
-    """What the kernel sees of one or two dimensions of every item, as rows: (positions of all items, channels taps)."""
-    size, dilation, padding, stride = kernel, options["dilation"], options["padding"], options["stride"]
-    if len(kernel) == 1:
-        x, size, dilation, padding, stride = x.unsqueeze(-2), (1, *size), (1, *dilation), (0, *padding), (1, *stride)
-    seen = _check.torch.nn.functional.unfold(x, size, dilation, padding, stride).transpose(1, 2)
-    return seen.reshape(-1, seen.shape[-1])
+def _patches(x: Any, parts: int, kernel: tuple[int, ...], out: list[int], options: dict[str, Any]) -> Any:
+    """What the kernel sees of all items, as rows (positions of all items, parts taps k) for x (items, parts k, *sizes).
+    With channels last, so that k neighbours at a time are copied."""
+    torch = _check.torch
+    sides = [side for padding in reversed(options["padding"]) for side in (padding, padding)]
+    padded = torch.nn.functional.pad(x.movedim(1, -1), (0, 0, *sides)).unflatten(-1, (parts, -1))
+    seen = []
+    for tap in itertools.product(*map(range, kernel)):
+        starts = [t * d for t, d in zip(tap, options["dilation"], strict=True)]
+        steps = zip(starts, out, options["stride"], strict=True)
+        seen.append(padded[(slice(None), *(slice(a, a + (n - 1) * s + 1, s) for a, n, s in steps))])
+    return torch.stack(seen, -2).reshape(x.shape[0] * math.prod(out), -1)
 
 
 @_without_autocast
 def _run(x: Any, A: Any, S: Any, bias: Any, out: list[int], transposed: bool, options: dict[str, Any]) -> Any:
     dims, items = len(out), x.shape[0] if x.ndim > len(out) + 1 else 1
-    if not transposed and dims < 3 and 0 < FEW * items * math.prod(out) <= A.shape[-2] * S.shape[1]:
+    kernel, weights = tuple(S.shape[3:]), A.shape[-2] * S.shape[1]
+    if not transposed and math.prod(kernel) <= TAPS and 0 < FEW * items * math.prod(out) <= weights:
         # Fewer rows than W has: composing it in the cache, as it is multiplied, spares its way through memory.
         batched = x if x.ndim > dims + 1 else x.unsqueeze(0)
-        y = phm_linear(_patches(batched, tuple(S.shape[3:]), options), A, S.flatten(2), bias)
+        rows = _patches(batched, A.shape[-1], kernel, out, options)
+        y = phm_linear(rows, A, S.flatten(3).transpose(2, 3).flatten(2), bias)
         y = y.reshape(items, *out, y.shape[-1]).movedim(-1, 1).contiguous()
         return y if x.ndim > dims + 1 else y.squeeze(0)
     name = f"conv_transpose{dims}d" if transposed else f"conv{dims}d"
@@ -175,8 +185,8 @@ def phm_conv1d(
 
     Cost:
         That of the framework's convolution, and 2 terms flops for every entry of W, which is written once; no Kronecker
-        product is formed. Where all items have few positions, a quarter of p l, W is not formed either: the patches are
-        the rows of :func:`phm_linear`.
+        product is formed. Where all items have few positions, a quarter of p l, and the kernel no more than 27 taps, W
+        is not formed either: the patches are the rows of :func:`phm_linear`.
 
     Gradient:
         The framework's, whose gradient of W is reduced in one pass to those of S and A. x and W, or the patches, are

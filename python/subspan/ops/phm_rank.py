@@ -5,24 +5,29 @@ from __future__ import annotations
 from typing import Any
 
 from .. import _check, _native, _route
-from .phm import check_length, map_rows
+from .phm import check_length, in_torch, map_rows, rounded, wanted_shapes
 
 composite: Any = None  # without torch there is nothing to compose
 if _check.torch is not None:
     from ..composite import phm_rank as composite
 
 
-def _rounded(gradients: Any, tensors: Any, needed: tuple[bool, ...]) -> tuple[Any, ...]:
-    return tuple(g.to(t.dtype) if wanted else None for g, t, wanted in zip(gradients, tensors, needed, strict=True))
-
-
 def _rank_backward(g: Any, saved: Any, tensors: Any, parameters: Any, scaled: Any, needed: Any) -> Any:
     gradients = composite.phm_rank_gradient(*tensors[:-1], g, *parameters, needed)
-    return _rounded(gradients, tensors, needed)
+    return rounded(gradients, tensors, needed)
 
 
 def _lowrank_backward(g: Any, saved: Any, tensors: Any, parameters: Any, scaled: Any, needed: Any) -> Any:
-    return _rounded(composite.phm_linear_lowrank_gradient(*tensors[:-1], g, needed), tensors, needed)
+    if in_torch(g):
+        gradients = composite.phm_linear_lowrank_gradient(*tensors[:-1], g, needed)
+    else:
+        gradients = _lowrank_gradient(5, *tensors[:-1], g, *needed)
+    return rounded(gradients, tensors, needed)
+
+
+def _lowrank_gradient_shapes(x: Any, A: Any, U: Any, V: Any, dy: Any, *wanted: bool) -> tuple[tuple[int, ...], ...]:
+    batch, features = x.shape[:-2], A.shape[-2] * U.shape[-2]
+    return wanted_shapes(batch, (x.shape, A.shape, U.shape, V.shape, (*batch, features)), wanted)
 
 
 _rank = _route.register(
@@ -41,6 +46,20 @@ _rank = _route.register(
         selective=True,
         saves=(),
         public="phm_linear_rank1",
+    )
+)
+
+_lowrank_gradient = _route.register(
+    _route.Op(
+        name="phm_linear_lowrank_gradient",
+        inputs=(("x", 2), ("A", 3), ("U", 3), ("V", 3), ("dy", 2)),
+        schema="bool wants_x, bool wants_A, bool wants_U, bool wants_V, bool wants_bias",
+        outputs=("compute",) * 5,
+        shapes=_lowrank_gradient_shapes,
+        kernel=_native.cpu.phm_linear_lowrank_gradient,
+        composite=lambda *args: composite.phm_linear_lowrank_gradient(*args[:5], args[5:]),
+        saves=(),
+        public="phm_linear_lowrank",
     )
 )
 

@@ -63,8 +63,8 @@ class Muon(Descent):
     "momentum_buffer".
 
     Raises:
-        TypeError, ValueError: a number out of range, parameters of fewer than two dimensions, complex ones, sparse
-            gradients.
+        TypeError, ValueError: a number out of range, parameters of fewer than two dimensions, stacks of more than
+            eight, complex parameters, sparse gradients.
 
     Cost:
         Of the iteration, see ``newton_schulz``; beside it every array is passed over once, on the CPU in one call of a
@@ -136,6 +136,9 @@ class Muon(Descent):
         for parameter in group["params"]:
             if parameter.ndim < 2:
                 raise ValueError(f"{op}: params: expected 2 or more dimensions, got shape {tuple(parameter.shape)}")
+            if group["stacked"] and parameter.ndim > _check.MAX_DIMS:
+                expected = f"at most {_check.MAX_DIMS} dimensions of stacked matrices"
+                raise ValueError(f"{op}: params: expected {expected}, got shape {tuple(parameter.shape)}")
 
     def _update(self, jobs: list[Job]) -> None:
         for parameter, _, _ in jobs:
