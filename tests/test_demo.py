@@ -220,6 +220,14 @@ LINES = {
     "householder": (*TRAINING, "final training loss", "test accuracy", "not orthonormal", "largest difference"),
     "orthogonal": (*TRAINING, "test accuracy", "not orthogonal", "norm with weight decay", "largest difference"),
     "phm": (*TRAINING, "parameters", "latency, batch 1 [ms]", "peak memory", "test accuracy", "largest difference"),
+    "sparse": (
+        *TRAINING,
+        "recall at 10",
+        "nonzeros of a body",
+        "multiply-adds of a pair",
+        "sha256",
+        "largest difference",
+    ),
 }
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+import subspan
 from sample_arrays import normal
 from subspan import nn
 
@@ -86,6 +87,24 @@ MODULES: dict[str, tuple[Callable[[], torch.nn.Module], Callable[[Any, Tensor], 
     ),
     "MoSLoRALinear": (lambda: nn.MoSLoRALinear(torch.nn.Linear(8, 5), 2), lambda m, z: smooth(m(z))),
     "KroneckerAdapter": (lambda: nn.KroneckerAdapter(torch.nn.Linear(8, 6), 1), lambda m, z: smooth(m(z))),
+    "FlopsRegularizer": (
+        lambda: nn.FlopsRegularizer(0.3, ema_decay=0.5, columns=8),
+        lambda m, z: m(z.flatten(0, 1)),
+    ),
+    "MatryoshkaLoss": (lambda: nn.MatryoshkaLoss(smooth, (3, 8)), lambda m, z: m(z)),
+    "TopKEncoder": (lambda: nn.TopKEncoder(8, 20, 3), lambda m, z: m(z.flatten(0, 1)).values.square().mean()),
+    "SparseDecoder": (
+        lambda: nn.SparseDecoder(8, 5),
+        lambda m, z: m(subspan.topk_rows(z.flatten(0, 1), 3)).square().mean(),
+    ),
+    "SparseAutoencoder": (
+        lambda: nn.SparseAutoencoder(8, 20, 2, aux_k=3, dead_after=1, contrastive_weight=0.1),
+        lambda m, z: m(z[0], z[1]).loss,
+    ),
+    "MatchingPursuitAutoencoder": (
+        lambda: nn.MatchingPursuitAutoencoder(8, 20, 2),
+        lambda m, z: m(z.flatten(0, 1)).loss,
+    ),
     "QuaternionLinear": (lambda: nn.QuaternionLinear(8, 4), lambda m, z: m(z).square().mean()),
 }
 
@@ -109,7 +128,11 @@ class Model(torch.nn.Module):
 
 
 def test_every_public_module_is_here() -> None:
-    assert set(MODULES) == {name for name in nn.__all__ if isinstance(getattr(nn, name), type)}
+    assert set(MODULES) == {
+        name
+        for name in nn.__all__
+        if isinstance(getattr(nn, name), type) and issubclass(getattr(nn, name), torch.nn.Module)
+    }
 
 
 def loss_and_gradients(model: torch.nn.Module, x: Tensor) -> tuple[Tensor, list[Tensor]]:

@@ -1,4 +1,4 @@
-"""Learns handwritten digits in several ways, and compares times and results with the code in use today."""
+"""Learns handwritten digits and texts in several ways, and compares times and results with the code in use today."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 EXTRAS = {"torch": "torch", "sklearn": "scikit-learn", "matplotlib": "matplotlib"}
-STUDIES = ("mcr2", "mlc", "crate", "grassmann", "similarity", "householder", "orthogonal", "phm")
+STUDIES = ("mcr2", "mlc", "crate", "grassmann", "similarity", "householder", "orthogonal", "phm", "sparse")
 PICTURE_TYPES = (".png", ".pdf", ".svg")
 
 
@@ -19,8 +19,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         choices=STUDIES,
         help="mcr2: a representation from labels; mlc: clusters without labels; crate: a white-box transformer; "
         "grassmann: classes as subspaces; similarity: the layers of two networks; householder: a projector with "
-        "orthonormal factors; orthogonal: a network of orthogonal layers; phm: a transformer of hypercomplex layers "
-        "(default: all eight)",
+        "orthonormal factors; orthogonal: a network of orthogonal layers; phm: a transformer of hypercomplex layers; "
+        "sparse: a text encoder that is cheap to search (default: all nine)",
     )
     parser.add_argument("--steps", type=int, help="optimiser steps of each training (default: the study's own)")
     parser.add_argument("--seed", type=int, default=0, help="of split, weights and batches (default: 0)")
@@ -63,9 +63,21 @@ def main(arguments: list[str] | None = None) -> int:
     import torch
 
     from subspan import info
-    from subspan.demo import crate, digits, grassmann, householder, mcr2, mlc, orthogonal, phm, report, similarity
+    from subspan.demo import (
+        crate,
+        digits,
+        grassmann,
+        householder,
+        mcr2,
+        mlc,
+        orthogonal,
+        phm,
+        report,
+        similarity,
+        sparse,
+    )
 
-    studies = (mcr2, mlc, crate, grassmann, similarity, householder, orthogonal, phm)
+    studies = (mcr2, mlc, crate, grassmann, similarity, householder, orthogonal, phm, sparse)
     modules = dict(zip(STUDIES, studies, strict=True))
     if options.threads is not None:
         torch.set_num_threads(options.threads)

@@ -42,12 +42,14 @@ class Table:
         self.names = names
         self.widths = [max(12, len(name) + 2) for name in names]
         self.lines: list[str] = []
+        self.has_ratios = False
 
     def row(self, label: str, values: Iterable[float | None], form: str, ratio: bool = False) -> None:
         """A value of None leaves its place empty."""
         values = list(values)
         texts = ["" if value is None else format(value, form) for value in values]
         before, after = values[-2:]
+        self.has_ratios = self.has_ratios or ratio
         quotient = f"{before / after:>9.1f}x" if ratio and before is not None and after is not None else ""
         self.lines.append(f"{label:<34}{self._columns(texts)}{quotient}".rstrip())
 
@@ -64,7 +66,8 @@ class Table:
         self.row("whole training [s]", (sum(run.step_seconds) for run in runs), ".1f", ratio=True)
 
     def text(self) -> str:
-        return "\n".join([f"{'':<34}{self._columns(self.names)}{'ratio':>10}", *self.lines])
+        heading = f"{'':<34}{self._columns(self.names)}{'ratio' if self.has_ratios else '':>10}"
+        return "\n".join([heading.rstrip(), *self.lines])
 
     def _columns(self, texts: Iterable[str]) -> str:
         return "".join(text.rjust(width) for text, width in zip(texts, self.widths, strict=True))

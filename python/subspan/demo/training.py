@@ -14,7 +14,8 @@ from torch import Tensor
 class Run:
     """One network, trained with one loss of (network output, target), and what was measured on the way.
 
-    `head` optimises parameters within the loss, if it has any; its steps are timed with the loss.
+    `head` optimises parameters within the loss, if it has any; its steps are timed with the loss. `fused` updates large
+    networks in one pass.
     """
 
     name: str
@@ -23,12 +24,13 @@ class Run:
     steps: int
     learning_rate: float = 1e-3
     head: torch.optim.Optimizer | None = None
+    fused: bool = False
     losses: list[float] = field(default_factory=list)
     loss_seconds: list[float] = field(default_factory=list)
     step_seconds: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=self.learning_rate)
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=self.learning_rate, fused=self.fused)
         optimizers = [self.optimizer] if self.head is None else [self.optimizer, self.head]
         self.schedules = [torch.optim.lr_scheduler.CosineAnnealingLR(each, self.steps) for each in optimizers]
 

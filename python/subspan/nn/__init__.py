@@ -2,10 +2,13 @@
 
 from .coding_rate import MaximalCodingRateReduction, TotalCodingRate
 from .crate import ISTA, CRATEBlock, SubspaceAttention, layer_coding_rate
+from .flops_regularizer import FlopsRegularizer
 from .grassmann import GrassmannLinear, SubspaceOrthogonalityLoss
 from .householder import HouseholderLinear
 from .householder_adapter import HouseholderAdapter
 from .low_rank_adapters import KroneckerAdapter, MoSLoRALinear
+from .matching_pursuit import MatchingPursuitAutoencoder
+from .matryoshka import MatryoshkaLoss
 from .membership_loss import MLCLoss
 from .orthogonal import orthogonal
 from .orthogonal_alignment import OrthogonalAlignment
@@ -32,6 +35,8 @@ from .phm_convert import (
 from .phm_recurrent import PHMLSTM
 from .random_projection import RandomOrthogonalProjection
 from .self_supervised import BarlowLoss, EMPSSLLoss, SimDINOExpansion, TiCoLoss
+from .sparse_autoencoder import SparseAutoencoder
+from .sparse_layers import SparseDecoder, TopKEncoder
 from .vne import VNELoss
 
 __all__ = [
@@ -41,11 +46,14 @@ __all__ = [
     "CRATEBlock",
     "CompacterAdapter",
     "EMPSSLLoss",
+    "FlopsRegularizer",
     "GrassmannLinear",
     "HouseholderAdapter",
     "HouseholderLinear",
     "KroneckerAdapter",
     "MLCLoss",
+    "MatchingPursuitAutoencoder",
+    "MatryoshkaLoss",
     "MaximalCodingRateReduction",
     "MoSLoRALinear",
     "OrthogonalAlignment",
@@ -61,9 +69,12 @@ __all__ = [
     "QuaternionLinear",
     "RandomOrthogonalProjection",
     "SimDINOExpansion",
+    "SparseAutoencoder",
+    "SparseDecoder",
     "SubspaceAttention",
     "SubspaceOrthogonalityLoss",
     "TiCoLoss",
+    "TopKEncoder",
     "TotalCodingRate",
     "VNELoss",
     "from_adapters",

@@ -11,7 +11,7 @@ composite: Any = None  # without torch there is nothing to compose
 if _check.torch is not None:
     from ..composite import sparse_products as composite
 
-_WEIGHT_GRADS = {"dense": 0, "rows": 1, "accumulate": 2}
+WEIGHT_GRADS = {"dense": 0, "rows": 1, "accumulate": 2}
 
 
 def _both_at_once(needed: Any, first: int, second: int) -> bool:
@@ -215,7 +215,7 @@ def sparse_decode(S: SparseRows, W: Any, bias: Any = None, *, weight_grad: str =
             expected = f"expected a number per column of W {tuple(W.shape)}"
             raise ValueError(f"{op}: bias: {expected}, got shape {tuple(bias.shape)}")
         bias = _check.cast(bias, _check.COMPUTE_DTYPE[bias.dtype])
-    way = _check.choice(op, "weight_grad", weight_grad, _WEIGHT_GRADS)
+    way = _check.choice(op, "weight_grad", weight_grad, WEIGHT_GRADS)
     if W.ndim == 2 and (bias is None or bias.ndim == 1):
         rows = _one_matrix(S)
         if way and _check.is_torch(W) and W.requires_grad and _check.torch.is_grad_enabled():

@@ -14,8 +14,8 @@ composite: Any = None  # without torch there is nothing to compose
 if _check.torch is not None:
     from ..composite import sparse_topk as composite
 
-_RANKS = {"value": 0, "abs": 1}
-_WEIGHT_GRADS = {"dense": 0, "rows": 1, "accumulate": 2}
+RANKS = {"value": 0, "abs": 1}
+WEIGHT_GRADS = {"dense": 0, "rows": 1, "accumulate": 2}
 
 
 def _shapes(x: Any, k: int, by: int, relu: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -134,7 +134,7 @@ def topk_rows(x: Any, k: int, by: str = "value", relu: bool = True) -> SparseRow
     op = "topk_rows"
     _check.matrix(op, "x", x)
     k = _check_k(op, k, "columns of x", x)
-    by_code = _check.choice(op, "by", by, _RANKS)
+    by_code = _check.choice(op, "by", by, RANKS)
     _check.flag(op, "relu", relu)
     relu = bool(relu)
     if not _check.is_torch(x) or _route.kernel_serves([x]):
@@ -206,9 +206,9 @@ def linear_topk(
         if b.shape[-1] != W.shape[-2]:
             raise ValueError(f"{op}: b: expected a number per row of W {tuple(W.shape)}, got shape {tuple(b.shape)}")
     k = _check_k(op, k, "rows of W", W, -2)
-    by_code = _check.choice(op, "by", by, _RANKS)
+    by_code = _check.choice(op, "by", by, RANKS)
     _check.flag(op, "relu", relu)
-    way = _check.choice(op, "weight_grad", weight_grad, _WEIGHT_GRADS)
+    way = _check.choice(op, "weight_grad", weight_grad, WEIGHT_GRADS)
     if W is x and _check.is_torch(x):
         W = x.view_as(x)  # torch.compile does not trace a function that is given one tensor twice
     shape = tuple(x.shape[:-1])
