@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 
 import numpy as np
@@ -41,19 +42,22 @@ and SPLADE's loss in torch operations. Text: docstrings of {versions}
 (sha256 {hash}, {pinned})."""
 
 Decode = Callable[[SparseRows, Tensor, Tensor], Tensor]
+Regularizer = CopiedFlops | FlopsRegularizer
 
 
 class Encoder(torch.nn.Module):
     """log(1 + relu(x W + b)) of sparse rows; W starts near a multiple of the identity."""
 
+    product: Decode
+
     def __init__(self, decode: Decode) -> None:
         super().__init__()
-        self.decode = decode
+        self.product = decode
         self.weight = torch.nn.Parameter(2 * torch.eye(VOCABULARY) + 0.01 * torch.randn(VOCABULARY, VOCABULARY))
         self.bias = torch.nn.Parameter(torch.full((VOCABULARY,), -0.1))
 
     def forward(self, rows: SparseRows) -> Tensor:
-        return torch.log1p(self.decode(rows, self.weight, self.bias).relu())
+        return torch.log1p(self.product(rows, self.weight, self.bias).relu())
 
 
 def batches(data: Docstrings, steps: int, seed: int) -> Iterator[tuple[SparseRows, Tensor]]:
@@ -64,7 +68,7 @@ def batches(data: Docstrings, steps: int, seed: int) -> Iterator[tuple[SparseRow
         yield docstrings.rows([data.summaries[chosen], data.bodies[chosen]]), torch.arange(len(chosen))
 
 
-def objective(regularizers: tuple[torch.nn.Module, torch.nn.Module]) -> Callable[[Tensor, Tensor], Tensor]:
+def objective(regularizers: tuple[Regularizer, Regularizer]) -> Callable[[Tensor, Tensor], Tensor]:
     """Cross entropy of the own body among those of the batch, and a regulariser for either side."""
 
     def loss(output: Tensor, target: Tensor) -> Tensor:
@@ -81,7 +85,7 @@ def objective(regularizers: tuple[torch.nn.Module, torch.nn.Module]) -> Callable
 def prepare(steps: int, seed: int) -> tuple[training.Run, ...]:
     """The copied encoder and one of ours for each weight of the regulariser, from the same initial weights."""
 
-    def run(name: str, decode: Decode, regularizer: Callable[[], torch.nn.Module]) -> training.Run:
+    def run(name: str, decode: Decode, regularizer: Callable[[], Regularizer]) -> training.Run:
         torch.manual_seed(seed)
         loss = objective((regularizer(), regularizer()))
         return training.Run(name, loss, Encoder(decode), steps, LEARNING_RATE, fused=True)
@@ -89,7 +93,7 @@ def prepare(steps: int, seed: int) -> tuple[training.Run, ...]:
     rise = max(1, steps // 2)
     copied = run("PyTorch, as copied", copied_decode, lambda: CopiedFlops(WEIGHTS[COMPARED], rise))
     ours = [
-        run(f"{w:g}", subspan.sparse_decode, lambda w=w: FlopsRegularizer(w, "quadratic", steps=rise)) for w in WEIGHTS
+        run(f"{w:g}", subspan.sparse_decode, partial(FlopsRegularizer, w, "quadratic", steps=rise)) for w in WEIGHTS
     ]
     return copied, *ours
 
@@ -125,9 +129,8 @@ def search(summaries: SparseRows, bodies: SparseRows, own: Tensor) -> Found:
 
 @torch.no_grad()
 def evaluate(network: torch.nn.Module, data: Docstrings) -> Found:
-    summaries, bodies = (
-        SparseRows.from_dense(network(docstrings.rows([part]))) for part in (data.summaries[data.test], data.bodies)
-    )
+    texts = docstrings.rows([data.summaries[data.test]]), docstrings.rows([data.bodies])
+    summaries, bodies = (SparseRows.from_dense(network(rows)) for rows in texts)
     return search(summaries, bodies, torch.from_numpy(data.test))
 
 
@@ -137,9 +140,8 @@ def study(_: Digits, steps: int, seed: int) -> report.Outcome:
     copied, ours = runs[0], runs[1 + COMPARED]
     with report.progress("sparse", steps) as progress:
         training.train(runs, batches(data, steps, seed), progress)
-    given = search(
-        *(docstrings.rows([p]) for p in (data.summaries[data.test], data.bodies)), torch.from_numpy(data.test)
-    )
+    texts = docstrings.rows([data.summaries[data.test]]), docstrings.rows([data.bodies])
+    given = search(*texts, torch.from_numpy(data.test))
     found = [evaluate(run.network, data) for run in runs]
 
     table = report.Table(copied.name, "subspan")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,7 +35,7 @@ class Run:
         optimizers = [self.optimizer] if self.head is None else [self.optimizer, self.head]
         self.schedules = [torch.optim.lr_scheduler.CosineAnnealingLR(each, self.steps) for each in optimizers]
 
-    def step(self, images: Tensor, target: Tensor) -> None:
+    def step(self, images: Any, target: Tensor) -> None:
         """One optimiser step; the loss's forward and backward pass (down to the output) is timed on its own."""
         start = time.perf_counter()
         self.optimizer.zero_grad()
@@ -60,7 +61,7 @@ class Run:
         return sum(parameter.numel() for parameter in self.network.parameters())
 
 
-def train(runs: tuple[Run, ...], batches: Iterable[tuple[Tensor, Tensor]], progress: Callable[[], object]) -> None:
+def train(runs: tuple[Run, ...], batches: Iterable[tuple[Any, Tensor]], progress: Callable[[], object]) -> None:
     """Trains all on the same batches, alternately step by step, so that a busy machine slows them alike."""
     for step, (images, target) in enumerate(batches):
         for run in runs if step % 2 == 0 else runs[::-1]:

@@ -180,6 +180,7 @@ class SparseAutoencoder(torch.nn.Module):
         """How well dead units rebuild what is missing; its own bias would be counted twice, so it has none."""
         assert self.aux_k is not None and self.dead_after is not None
         encoder, dead = self.encoder, self.since_fired >= self.dead_after
+        assert encoder.bias is not None
         if _check.readable(dead):
             (units,) = dead.nonzero(as_tuple=True)
             if len(units) == 0:

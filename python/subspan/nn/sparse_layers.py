@@ -41,6 +41,9 @@ class TopKEncoder(torch.nn.Module):
     (3, 512) (3, 4)
     """
 
+    bias: Tensor | None
+    pre_bias: Tensor | None
+
     def __init__(
         self,
         features: int,
@@ -123,6 +126,8 @@ class SparseDecoder(torch.nn.Module):
     >>> print(tuple(decoder(codes).shape))
     (3, 16)
     """
+
+    bias: Tensor | None
 
     def __init__(
         self,
