@@ -3,8 +3,7 @@ ways in which a gradient in the weights may come are in test_sparse_products.py.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -26,28 +25,30 @@ def sparse(values: Any, indices: Any, columns: int) -> subspan.SparseRows:
     return subspan.SparseRows(indices, values, columns)
 
 
-@contextlib.contextmanager
-def errors_of(op: str) -> Iterator[None]:
+def named(op: str, error: Exception) -> Exception:
     """What the container refuses, and what an op refuses of one, by the names of the functions here."""
-    try:
-        yield
-    except (TypeError, ValueError) as error:
-        raise type(error)(str(error).replace("SparseRows:", f"{op}:").replace(": S.", ": ")) from None
+    return type(error)(str(error).replace("SparseRows:", f"{op}:").replace(": S.", ": "))
 
 
 def decode(values: Any, indices: Any, W: Any, bias: Any = None, *, columns: int = COLUMNS) -> Any:
-    with errors_of("sparse_decode"):
+    try:
         return subspan.sparse_decode(sparse(values, indices, columns), W, bias)
+    except (TypeError, ValueError) as error:
+        raise named("sparse_decode", error) from None
 
 
 def sample_products(G: Any, W: Any, values: Any, indices: Any, *, columns: int = COLUMNS) -> Any:
-    with errors_of("sddmm"):
+    try:
         return subspan.sddmm(G, W, sparse(values, indices, columns)).values
+    except (TypeError, ValueError) as error:
+        raise named("sddmm", error) from None
 
 
 def transposed(values: Any, indices: Any, G: Any, *, columns: int = COLUMNS) -> Any:
-    with errors_of("sparse_t_dense"):
+    try:
         return subspan.sparse_t_dense(sparse(values, indices, columns), G)
+    except (TypeError, ValueError) as error:
+        raise named("sparse_t_dense", error) from None
 
 
 def decode_reference(values: Any, indices: Any, W: Any, bias: Any = None, *, columns: int = COLUMNS) -> Any:
