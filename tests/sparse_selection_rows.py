@@ -125,7 +125,8 @@ def batch_topk(x: Any, k: int, relu: bool = True) -> tuple[Any, Any, Any]:
     """Values, columns and how many entries each row has; CSR is of one matrix, the op behind it takes batches."""
     dense = isinstance(x, np.ndarray) or (isinstance(x, torch.Tensor) and x.layout is torch.strided)
     if dense and x.dtype in COMPUTE_DTYPE and 2 < x.ndim <= 8:
-        subspan.batch_topk(x.sum(tuple(range(x.ndim - 2))), k, relu)  # checks k and relu
+        empty = 0 in x.shape[:-2]
+        subspan.batch_topk(x.sum(tuple(range(x.ndim - 2))) if empty else x[(0,) * (x.ndim - 2)], k, relu)  # the checks
         return of_all_rows(x, k, relu)
     rows = subspan.batch_topk(x, k, relu)
     counts = rows.offsets[1:] - rows.offsets[:-1]
