@@ -8,6 +8,7 @@ from torch.nn.functional import mse_loss
 
 from .. import _check
 from ..ops.matching_pursuit import matching_pursuit
+from ..ops.sparse_topk import RANKS
 from .sparse_autoencoder import SparseAutoencoderOutput
 
 _NAME = "MatchingPursuitAutoencoder"
@@ -60,7 +61,7 @@ class MatchingPursuitAutoencoder(torch.nn.Module):
         super().__init__()
         self.features, self.columns = _check.count(_NAME, "features", features), _check.count(_NAME, "columns", columns)
         self.steps = _check.count(_NAME, "steps", steps)
-        _check.choice(_NAME, "by", by, {"value": 0, "abs": 1})
+        _check.choice(_NAME, "by", by, RANKS)
         _check.flag(_NAME, "relu", relu)
         self.by, self.relu = by, bool(relu)
         self.weight = torch.nn.Parameter(torch.empty(columns, features, device=device, dtype=dtype))

@@ -9,13 +9,13 @@ import numpy as np
 
 from .. import _check, _native, _route
 from ..sparse_rows import SparseRows, unchecked
+from .sparse_products import WEIGHT_GRADS
 
 composite: Any = None  # without torch there is nothing to compose
 if _check.torch is not None:
     from ..composite import sparse_topk as composite
 
 RANKS = {"value": 0, "abs": 1}
-WEIGHT_GRADS = {"dense": 0, "rows": 1, "accumulate": 2}
 
 
 def _shapes(x: Any, k: int, by: int, relu: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
