@@ -27,7 +27,8 @@ def sparse(values: Any, indices: Any, columns: int) -> subspan.SparseRows:
 
 def named(op: str, error: Exception) -> Exception:
     """What the container refuses, and what an op refuses of one, by the names of the functions here."""
-    return type(error)(str(error).replace("SparseRows:", f"{op}:").replace(": S.", ": "))
+    text = str(error).replace("SparseRows:", f"{op}:").replace(": S.", ": ").replace(": S: ", ": indices: ")
+    return type(error)(text)
 
 
 def decode(values: Any, indices: Any, W: Any, bias: Any = None, *, columns: int = COLUMNS) -> Any:
