@@ -26,7 +26,7 @@ SHAPES: dict[str, tuple[tuple[int, ...], int, int]] = {
     "no rows": ((0, 4), 5, 2),
     "empty batch": ((0, 3, 4), 5, 2),
     "two batch dimensions": ((2, 2, 3, 6), 7, 2),
-    "updated": ((30, 70), 20, 4),
+    "updated": ((60, 90), 40, 4),
     "tiles": ((21, 9), 60, 3),
 }
 #: The first forms the Gram matrix of its atoms, the others do not.

@@ -12,7 +12,8 @@
 
 namespace subspan {
 
-constexpr index_t kWindowRows = 8192;
+constexpr index_t kWindowRows = 8192;                 // at most
+constexpr index_t kWindowEntries = index_t{1} << 18;  // about: they are sorted within the second-level cache
 
 // Numbers of the columns in the tables of the windows: the columns themselves, or, where those would be far more than
 // the entries, ranks among the columns that occur.
@@ -92,12 +93,13 @@ class Postings {
     return memory;
   }
 
-  // As many rows as have fewer than 2^32 entries together.
+  // As many rows as have fewer than 2^32 entries together, and about kWindowEntries.
   static index_t window_rows(const SparseOperand& rows) {
     index_t most = 1;
     for (index_t i = 0; i < rows.rows(); ++i) most = std::max(most, rows.row(i).count);
     constexpr index_t kMost = (index_t{1} << 32) - 1;
-    return std::clamp<index_t>(kMost / most, 1, kWindowRows);
+    const index_t usual = kWindowEntries * rows.rows() / std::max<index_t>(rows.entries(), 1);
+    return std::clamp<index_t>(kMost / most, 1, std::clamp<index_t>(usual, 512, kWindowRows));
   }
 
   // Where the entries of each window begin among those of all.
@@ -137,6 +139,24 @@ class Postings {
   std::uint16_t* row_;
   T* value_;
 };
+
+// body(e, list) for every entry e of a row, with the list of its column in a window. Lists are looked up some entries
+// ahead: most are short, and lie anywhere.
+template <class T, class Body>
+void for_lists(const SparseOperand& rows, const SparseOperand::Row& row, const Postings<T>& postings, index_t window,
+               Body&& body) {
+  constexpr index_t kAhead = 64;
+  typename Postings<T>::List lists[kAhead];
+  for (index_t first = 0; first < row.count; first += kAhead) {
+    const index_t count = std::min(kAhead, row.count - first);
+    for (index_t e = 0; e < count; ++e) {
+      lists[e] = postings.list(window, postings.slot(rows.column(row, first + e)));
+      __builtin_prefetch(lists[e].rows);
+      __builtin_prefetch(lists[e].values);
+    }
+    for (index_t e = 0; e < count; ++e) body(first + e, lists[e]);
+  }
+}
 
 // body(item, threads) for every item: items side by side where they are as many as threads.
 template <class Body>

@@ -84,11 +84,10 @@ class Item {
 
   void sum_row(index_t i, index_t window, const T* G, index_t step, T* out, bool add) const {
     const SparseOperand::Row row = support_.row(i);
-    for (index_t e = 0; e < row.count; ++e) {
-      const typename Postings<T>::List list = d_.list(window, d_.slot(support_.column(row, e)));
+    for_lists(support_, row, d_, window, [&](index_t e, const typename Postings<T>::List& list) {
       const T sum = step == 1 ? sum_along(list, G, 1) : sum_along(list, G, step);
       out[row.first + e] = add ? out[row.first + e] + sum : sum;
-    }
+    });
   }
 
   // Whether more entries of G are read than it has lines of the cache.

@@ -13,24 +13,12 @@ constexpr std::size_t kStreamedBytes = std::size_t{32} << 20;
 // The scores of one query with the documents of one window: Gustavson's product by postings.
 template <class T>
 void score(const SparseOperand& q, const Postings<T>& d, index_t query, index_t window, T* scores) {
-  constexpr index_t kAhead = 64;  // lists that are looked up before they are read: most are short, and lie anywhere
-  typename Postings<T>::List lists[kAhead];
-  T values[kAhead];
   std::fill_n(scores, d.size_of(window), T(0));
   const SparseOperand::Row row = q.row(query);
-  for (index_t first = 0; first < row.count; first += kAhead) {
-    const index_t count = std::min(kAhead, row.count - first);
-    for (index_t e = 0; e < count; ++e) {
-      lists[e] = d.list(window, d.slot(q.column(row, first + e)));
-      values[e] = q.value<T>(row, first + e);
-      __builtin_prefetch(lists[e].rows);
-      __builtin_prefetch(lists[e].values);
-    }
-    for (index_t e = 0; e < count; ++e) {
-      const typename Postings<T>::List list = lists[e];
-      for (index_t i = 0; i < list.count; ++i) scores[list.rows[i]] += values[e] * list.values[i];
-    }
-  }
+  for_lists(q, row, d, window, [&](index_t e, const typename Postings<T>::List& list) {
+    const T value = q.value<T>(row, e);
+    for (index_t i = 0; i < list.count; ++i) scores[list.rows[i]] += value * list.values[i];
+  });
 }
 
 template <class T>

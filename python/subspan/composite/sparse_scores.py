@@ -53,4 +53,4 @@ def scores_on_support(
     """G D at the places of Q's entries."""
     product = G.to(result_dtype(G)) @ _dense(d_values, d_indices, d_offsets, columns)
     places = _places(q_indices, q_offsets, columns)
-    return ((product if q_offsets is None else product.flatten(-2)).gather(-1, places),)
+    return ((product if q_offsets is None else product.reshape((*product.shape[:-2], -1))).gather(-1, places),)
