@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -212,3 +216,22 @@ def test_weight_is_never_in_memory(kind: str, rows: int) -> None:
         tensor.requires_grad_()
     assert extra_bytes(lambda: call().sum().backward()) < (8 if kind == "low rank" else 40) * 2**20
     assert all(tensor.grad is not None for tensor in inputs)
+
+
+# --- memory ---
+
+
+def within_guards(side: str, kind: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(Path(__file__).with_name("guarded_pages.py")), side, kind]
+    return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)
+
+
+@pytest.mark.no_sanitizer
+@pytest.mark.skipif(sys.platform != "linux", reason="pages are protected as on Linux")
+@pytest.mark.parametrize("side", ["end", "begin"])
+@pytest.mark.parametrize("kind", ["float32", "float64"])
+def test_lowrank_kernels_stay_within_their_arrays(side: str, kind: str) -> None:
+    """Those of phm_linear_lowrank and phm_adapter, with inputs and outputs beside pages that nobody may touch."""
+    done = within_guards(side, kind)
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+    assert within_guards(side, "beyond").returncode == -signal.SIGSEGV

@@ -159,7 +159,7 @@ def training(width: int, n: int, rows: int, bars: tuple[Bar, ...], source: str) 
     )
 
 
-def adapter(inputs: int, outputs: int, n: int, rank: int, rows: int, source: str) -> Case:
+def adapter(inputs: int, outputs: int, n: int, rank: int, rows: int, bars: tuple[Bar, ...], source: str) -> Case:
     return Case(
         name=f"phm_linear_lowrank {inputs} → {outputs}, n={n}, rank {rank}, batch {rows}",
         op="phm_linear_lowrank",
@@ -175,6 +175,7 @@ def adapter(inputs: int, outputs: int, n: int, rank: int, rows: int, source: str
         reference=_weighted(baseline.lowrank_kronecker_sum),
         flops=3 * 2 * rows * n * rank * (inputs + outputs + n * n),
         bytes=FLOAT * 4 * rows * (inputs + outputs),
+        bars=bars,
         source=source,
     )
 
@@ -211,6 +212,9 @@ CASES = (
     training(1024, 8, 64, (Bar(PLAIN, 1.8), Bar(PEER, 5)), "PHM transformer"),
     training(200, 4, 800, (Bar(PLAIN, 1.8),), "PHC-GNN, hiv"),
     training(180, 4, 32, (Bar(PLAIN, 1.8),), "PHC-GNN, zinc"),
-    adapter(768, 24, 4, 1, 1280, "Compacter, T5-base"),
+    adapter(768, 24, 4, 1, 1280, (Bar(PLAIN, 1),), "Compacter, T5-base"),
+    adapter(24, 768, 4, 1, 1280, (Bar(PLAIN, 1),), "Compacter, T5-base"),
+    adapter(768, 768, 4, 8, 1280, (Bar(PLAIN, 1),), "spec"),
+    adapter(512, 512, 8, 4, 1280, (Bar(PLAIN, 1),), "spec"),
     weight(4096, 4, "spec"),
 )

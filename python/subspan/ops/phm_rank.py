@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .. import _check, _native, _route
-from .phm import check_length, in_torch, map_rows, rounded, wanted_shapes
+from .phm import check_length, in_torch, map_rows, rounded, usual, wanted_shapes
 
 composite: Any = None  # without torch there is nothing to compose
 if _check.torch is not None:
@@ -182,11 +182,12 @@ def phm_linear_lowrank(x: Any, A: Any, U: Any, V: Any, bias: Any = None) -> Any:
 
     Cost:
         2 terms rank (q k + p l + p q) flops a row, which is less than those of the whole weight where
-        terms rank (q k + p l) < p q l k: elsewhere :func:`phm_linear` of U V is better. Extra memory of (p + q) terms
-        rank entries for each of up to 2048 rows.
+        terms rank (q k + p l) < p q l k: elsewhere :func:`phm_linear` of U V is better. x is read and y written once;
+        extra memory of a few rows for each thread.
 
     Gradient:
-        Closed form, twice the flops. x and the factors are saved; products with V are computed again.
+        Closed form, twice the flops and those of the products with V, which are computed again. One pass over x and
+        the upstream gradient gives every gradient. x and the factors are saved.
 
     Source:
         Karimi Mahabadi et al. 2021, Compacter: Efficient Low-Rank Hypercomplex Adapter Layers, section 3.2. Replaces
@@ -199,6 +200,11 @@ def phm_linear_lowrank(x: Any, A: Any, U: Any, V: Any, bias: Any = None) -> Any:
     [-5. 10.]
     """
     op = "phm_linear_lowrank"
+    if usual(x, A, U, V, bias=bias):
+        (terms, p, q), (of_U, l, rank), (k,) = A.shape, U.shape, V.shape[2:]  # noqa: E741
+        fitting = x.shape[1] == q * k and of_U == terms and tuple(V.shape[:2]) == (terms, rank) and 0 not in A.shape
+        if fitting and rank > 0 and (bias is None or bias.shape[0] == p * l):
+            return _lowrank(1, x, A, U, V, bias)[0]
     _check_arrays(op, x, {"A": A, "U": U, "V": V}, bias)
     terms, p, q = A.shape[-3:]
     _expect(op, "A", A, 0 not in (terms, p, q), "(*batch, terms, p, q) without a zero")

@@ -194,7 +194,8 @@ def _as_array(op: str, threshold: Any, x: Any) -> Any:
         number = _check.number(op, "threshold", threshold)
         if _check.is_torch(x):
             return x.new_full((1,), number, dtype=_check.torch.float64).to(compute)  # infinite where it is too large
-        return np.full_like(x, number, dtype=compute, shape=(1,))
+        with np.errstate(over="ignore"):
+            return np.full_like(x, number, dtype=np.float64, shape=(1,)).astype(compute)
     _check.same_kind(op, "threshold", threshold, "x", x)
     _check.matrix(op, "threshold", threshold, 0)
     if threshold.ndim == 0:

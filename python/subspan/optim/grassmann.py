@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,12 +9,13 @@ from torch import Tensor
 
 from .. import _check, _native, _route
 from ..composite.grassmann import grassmann_step
+from ._descent import Descent, Job
 
 _OP = "GrassmannSGD"
 _LAYOUTS = {"columns": 0, "rows": 1}
 
 
-class GrassmannSGD(torch.optim.Optimizer):
+class GrassmannSGD(Descent):
     r"""SGD with momentum in which chosen parameters are orthonormal bases and move along geodesics of their spans.
 
     .. math::
@@ -97,30 +97,15 @@ class GrassmannSGD(torch.optim.Optimizer):
         }
         super().__init__(params, defaults)
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        super().add_param_group(param_group)
-        try:
-            _check_group(self.param_groups[-1])
-        except (TypeError, ValueError):
-            self.param_groups.pop()
-            raise
+    _negates = False  # the steps do it
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of every parameter that has a gradient. A closure is evaluated first, and its loss returned."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                if parameter.grad.is_sparse:
-                    raise TypeError(f"{_OP}: params: expected dense gradients, got a sparse one")
-                update = _step if group["k"] is None else _step_on_manifold
-                update(parameter, parameter.grad, self.state[parameter], group)
-        return loss
+    def _check_group(self, group: dict[str, Any]) -> None:
+        _check_group(group)
+
+    def _update(self, jobs: list[Job]) -> None:
+        for parameter, gradient, group in jobs:
+            update = _step if group["k"] is None else _step_on_manifold
+            update(parameter, gradient, self.state[parameter], group)
 
 
 def _check_group(group: dict[str, Any]) -> None:
