@@ -15,7 +15,12 @@ constexpr Device kDevice = Device::cpu;
 class SparseArg {
  public:
   SparseArg(py::handle values, py::handle indices, py::handle offsets, const char* op)
-      : indices_(indices, op, "S.indices"), offsets_(offsets, op, "S.offsets"), values_(values, op, "S.values") {}
+      : indices_(indices, op, "S.indices"), offsets_(offsets, op, "S.offsets"), values_(values, op, "S.values") {
+    CHECK(values_.view(), op, ": S.values: expected an array, got None");
+  }
+  // Places alone.
+  SparseArg(py::handle indices, py::handle offsets, const char* op)
+      : indices_(indices, op, "S.indices"), offsets_(offsets, op, "S.offsets"), values_(py::none(), op, "S.values") {}
   SparseView view(index_t columns) const { return {indices_.view(), offsets_.view(), values_.view(), columns}; }
 
  private:
@@ -57,7 +62,7 @@ void bind_sparse_decode(py::module_& m) {
 void bind_sddmm(py::module_& m) {
   m.def("sddmm", [](py::handle G, py::handle W, py::handle indices, py::handle offsets, py::handle out, int threads) {
     constexpr const char* op = "sddmm";
-    const SparseArg s(py::none(), indices, offsets, op);
+    const SparseArg s(indices, offsets, op);
     const ArrayArg g(G, op, "G"), w(W, op, "W");
     const OutputArg result(out, op, "out");
     const SparseView S = s.view(rows_of(w, op, "W"));
@@ -96,7 +101,7 @@ void bind_sparse_t_dense(py::module_& m) {
 void bind_weight_rows(py::module_& m) {
   m.def("used_columns", [](py::handle indices, py::handle offsets, py::handle used, index_t columns, int threads) {
     constexpr const char* op = "sparse_decode";
-    const SparseArg s(py::none(), indices, offsets, op);
+    const SparseArg s(indices, offsets, op);
     const OutputArg list(used, op, "columns");
     const SparseView S = s.view(columns);
     check_used_columns(S, list.view(), kDevice);
