@@ -17,19 +17,23 @@ from subspan.sparse_rows import unchecked
 COLUMNS = 6
 
 
-def places(shape: tuple[int, ...], step: int) -> torch.Tensor:
+def places(shape: tuple[int, ...], step: int, library: Any = np) -> Any:
     """Columns of the entries of a matrix (n, k), now and then twice in a row."""
-    entries = torch.arange(math.prod(shape)).reshape(shape)
+    entries = library.arange(math.prod(shape)).reshape(shape)
     return (entries * step + entries // 4) % COLUMNS
 
 
 def sparse(values: Any, step: int) -> Any:
     """Sparse rows with these values in columns that follow from the shape; what is no array is passed on."""
     if isinstance(values, torch.Tensor):
-        indices = places(tuple(values.shape[-2:]), step).to(values.device)
-        return unchecked(indices.expand(values.shape), values, COLUMNS)
+        shape = tuple(values.shape[-2:])
+        if torch.compiler.is_compiling():  # torch traces its own operations, but must not compute in a forked child
+            indices = places(shape, step, torch)
+        else:
+            indices = torch.from_numpy(np.asarray(places(shape, step)))
+        return unchecked(indices.to(values.device).expand(values.shape), values, COLUMNS)
     if isinstance(values, np.ndarray):
-        return unchecked(np.broadcast_to(places(values.shape[-2:], step).numpy(), values.shape), values, COLUMNS)
+        return unchecked(np.broadcast_to(places(values.shape[-2:], step), values.shape), values, COLUMNS)
     return values
 
 
@@ -38,7 +42,7 @@ def scores(Q: Any, D: Any) -> Any:
 
 
 def dense(values: np.ndarray, step: int) -> np.ndarray:
-    indices = np.broadcast_to(places(values.shape[-2:], step).numpy(), values.shape)
+    indices = np.broadcast_to(places(values.shape[-2:], step), values.shape)
     return reference.dense_rows(indices, values, COLUMNS)
 
 
@@ -75,8 +79,8 @@ def samples(dtype: torch.dtype, shapes: Any = SHAPES) -> list[Sample]:
 def growth(Q: np.ndarray, D: np.ndarray) -> Bounds:
     """A score is a sum of at most k_Q k_D products, a gradient of at most n k."""
     q, d = np.abs(dense(Q, 5)), np.abs(dense(D, 7))
-    at_q = np.take_along_axis(np.broadcast_to(d.sum(0), (len(Q), COLUMNS)), places(Q.shape, 5).numpy(), -1)
-    at_d = np.take_along_axis(np.broadcast_to(q.sum(0), (len(D), COLUMNS)), places(D.shape, 7).numpy(), -1)
+    at_q = np.take_along_axis(np.broadcast_to(d.sum(0), (len(Q), COLUMNS)), places(Q.shape, 5), -1)
+    at_d = np.take_along_axis(np.broadcast_to(q.sum(0), (len(D), COLUMNS)), places(D.shape, 7), -1)
     size = Q.shape[-1] * D.shape[-1] + len(Q) * Q.shape[-1] + len(D) * D.shape[-1]
     return Bounds(size, (q @ d.T,), {"Q": at_q, "D": at_d})
 
