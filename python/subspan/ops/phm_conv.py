@@ -83,8 +83,8 @@ def _patches(x: Any, parts: int, kernel: tuple[int, ...], out: list[int], option
     for tap in itertools.product(*map(range, kernel)):
         starts = [t * d for t, d in zip(tap, options["dilation"], strict=True)]
         steps = zip(starts, out, options["stride"], strict=True)
-        places = (slice(a, a + (n - 1) * s + 1, s) for a, n, s in steps)
-        seen.append(padded[tuple([slice(None), *places])])
+        window = (slice(None), *(slice(a, a + (n - 1) * s + 1, s) for a, n, s in steps))
+        seen.append(padded[window])
     return torch.stack(seen, -2).reshape(x.shape[0] * math.prod(out), -1)
 
 
