@@ -1,0 +1,115 @@
+// The index of sparse documents. The object is bound as it is; `subspan.SparseIndex` wraps it.
+#include "bindings/array_arg.h"
+#include "bindings/families.h"
+#include "ops/search/search_index.h"
+
+namespace subspan {
+namespace {
+
+// Borrows three arrays of CSR; keep it while the view is used.
+class RowsArg {
+ public:
+  RowsArg(py::handle offsets, py::handle indices, py::handle values, const char* op, const char* name)
+      : offsets_(offsets, op, name), indices_(indices, op, name), values_(values, op, name) {
+    const TensorView &starts = offsets_.view(), &columns = indices_.view(), &entries = values_.view();
+    for (const TensorView* array : {&starts, &columns, &entries}) {
+      CHECK(array->device == Device::cpu && array->ndim == 1 && (array->shape[0] <= 1 || array->stride[0] == 1), op,
+            ": ", name, ": expected contiguous arrays of one dimension in host memory");
+    }
+    CHECK(starts.dtype == DType::i64 && starts.shape[0] >= 1, op, ": ", name, ": expected int64 offsets (n + 1,)");
+    CHECK(columns.dtype == DType::i32 || columns.dtype == DType::i64, op, ": ", name,
+          ": expected int32 or int64 indices");
+    CHECK(entries.dtype == DType::f32 || entries.dtype == DType::f64, op, ": ", name,
+          ": expected float32 or float64 values");
+    CHECK(columns.shape[0] == entries.shape[0], op, ": ", name, ": expected as many indices as values, got ",
+          columns.shape[0], " and ", entries.shape[0]);
+    view_ = {starts.ptr<const std::int64_t>(),
+             columns.data,
+             entries.data,
+             columns.dtype,
+             entries.dtype,
+             starts.shape[0] - 1,
+             columns.shape[0],
+             op,
+             name};
+  }
+  const SparseRowsView& view() const { return view_; }
+
+ private:
+  ArrayArg offsets_, indices_, values_;
+  SparseRowsView view_;
+};
+
+template <class T>
+T* matrix_memory(const ArrayArg& array, DType dtype, index_t rows, index_t columns, const char* op, const char* name) {
+  const TensorView& view = array.view();
+  const bool dense = view.ndim == 2 && (view.shape[1] <= 1 || view.stride[1] == 1) &&
+                     (view.shape[0] <= 1 || view.stride[0] == view.shape[1]);
+  CHECK(view.device == Device::cpu && view.dtype == dtype && dense && view.shape[0] == rows && view.shape[1] == columns,
+        op, ": ", name, ": expected a contiguous array (", rows, ", ", columns, ") of its type");
+  return view.ptr<T>();
+}
+
+SearchIndex* make_index(index_t columns, int values, index_t window, double bitmap_share) {
+  constexpr const char* op = "SparseIndex.build";
+  CHECK(1 <= columns && columns <= kMostIndexColumns, op, ": rows: expected 1 ... ", kMostIndexColumns,
+        " columns, got ", columns, "; renumber those that occur");
+  CHECK(0 <= values && values <= 2, op, ": values: expected a type of values, got ", values);
+  CHECK(64 <= window && window <= kMostWindowDocuments && window % 64 == 0, op,
+        ": window: expected a multiple of 64 in 64 ... ", kMostWindowDocuments, ", got ", window);
+  CHECK(bitmap_share > 0, op, ": bitmap_share: expected a number > 0, got ", bitmap_share);
+  return new SearchIndex({columns, static_cast<ValueType>(values), window, bitmap_share});
+}
+
+py::tuple search(const SearchIndex& self, py::handle offsets, py::handle indices, py::handle values, py::handle scores,
+                 py::handle ids, py::handle error_bound, int threads, const char* op) {
+  const RowsArg queries(offsets, indices, values, op, "queries");
+  const OutputArg score_array(scores, op, "scores"), id_array(ids, op, "ids"), bounds(error_bound, op, "error_bound");
+  const auto content = self.content();
+  const index_t n = queries.view().rows, k = score_array.view().ndim == 2 ? score_array.view().shape[1] : 0;
+  CHECK(k <= content->documents, op, ": k: expected at most the documents ", content->documents, ", got ", k);
+  const SearchOutput out{matrix_memory<float>(score_array, DType::f32, n, k, op, "scores"),
+                         matrix_memory<std::int64_t>(id_array, DType::i64, n, k, op, "ids"),
+                         matrix_memory<double>(bounds, DType::f64, n, 1, op, "error_bound"), k};
+  SearchCost cost;
+  {
+    py::gil_scoped_release unlocked;
+    cost = search_exact(*content, queries.view(), out, threads);
+  }
+  return py::make_tuple(cost.predicted, cost.postings, cost.windows);
+}
+
+}  // namespace
+
+void bind_search_cpu(py::module_& m) {
+  py::class_<SearchIndex>(m, "SearchIndex")
+      .def(py::init(&make_index))
+      .def("add",
+           [](SearchIndex& self, py::handle offsets, py::handle indices, py::handle values, int threads,
+              const char* op) {
+             const RowsArg rows(offsets, indices, values, op, "rows");
+             const auto before = self.content();
+             std::shared_ptr<const IndexContent> after;
+             {
+               py::gil_scoped_release unlocked;
+               after = with_documents(*before, rows.view(), threads);
+             }
+             self.replace(std::move(after));
+           })
+      .def("search", &search)
+      .def("facts", [](const SearchIndex& self) {
+        const auto content = self.content();
+        py::dict facts;
+        facts["documents"] = content->documents;
+        facts["columns"] = content->settings.columns;
+        facts["values"] = static_cast<int>(content->settings.values);
+        facts["window"] = content->settings.window;
+        facts["windows"] = content->windows.size();
+        facts["postings"] = content->postings;
+        facts["bytes"] = content->bytes + content->terms->size() * sizeof(TermSummary);
+        facts["largest_scale"] = content->largest_scale;
+        return facts;
+      });
+}
+
+}  // namespace subspan
