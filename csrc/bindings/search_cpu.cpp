@@ -62,7 +62,8 @@ SearchIndex* make_index(index_t columns, int values, index_t window, double bitm
 }
 
 py::tuple search(const SearchIndex& self, py::handle offsets, py::handle indices, py::handle values, py::handle scores,
-                 py::handle ids, py::handle error_bound, int threads, const char* op) {
+                 py::handle ids, py::handle error_bound, double omitted, index_t candidates, int threads,
+                 const char* op) {
   const RowsArg queries(offsets, indices, values, op, "queries");
   const OutputArg score_array(scores, op, "scores"), id_array(ids, op, "ids"), bounds(error_bound, op, "error_bound");
   const auto content = self.content();
@@ -74,7 +75,8 @@ py::tuple search(const SearchIndex& self, py::handle offsets, py::handle indices
   SearchCost cost;
   {
     py::gil_scoped_release unlocked;
-    cost = search_exact(*content, queries.view(), out, threads);
+    cost = candidates > 0 && k > 0 ? search_approximate(*content, queries.view(), {omitted, candidates}, out, threads)
+                                   : search_exact(*content, queries.view(), out, threads);
   }
   return py::make_tuple(cost.predicted, cost.postings, cost.windows);
 }

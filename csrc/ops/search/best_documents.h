@@ -60,6 +60,13 @@ class BestDocuments {
   // Scores up to this do not enter, of documents that come in rising order.
   float threshold() const { return threshold_; }
 
+  // The last of the k best, where there are k: from time to time rather than always the threshold.
+  bool full() const { return count_ >= k_; }
+  float least() {
+    if (count_ > k_) keep_best();
+    return score_of(*std::min_element(ranks_, ranks_ + count_));
+  }
+
   void offer(float score, index_t document) {
     if (!(score > threshold_)) return;
     add(rank_of(score + 0.0f, static_cast<std::uint32_t>(document)));  // -0 becomes 0
@@ -74,7 +81,7 @@ class BestDocuments {
     for (; i + step <= documents; i += step) {
       float* const at = scores + i;
       const Vec<float> a = load(at), b = load(at + lanes), c = load(at + 2 * lanes), d = load(at + 3 * lanes);
-      if (any<float>((a > threshold) | (b > threshold) | (c > threshold) | (d > threshold))) {
+      if (lane_bits(larger(larger(a, b), larger(c, d)) > threshold) != 0) {
         offer_above(at, step, threshold, first + i);
         threshold = broadcast(threshold_);
       }
@@ -91,6 +98,19 @@ class BestDocuments {
     for (index_t i = 0; i < documents && threshold_ < 0; ++i) offer(0.0f, first + i);
   }
 
+  // As `offer`, of documents in any order.
+  void offer_any(float score, index_t document) {
+    if (score >= threshold_) add(rank_of(score + 0.0f, static_cast<std::uint32_t>(document)));
+  }
+
+  // body(score, document) for the best, best first, until it returns false.
+  template <class Body>
+  void for_each_best(Body&& body) {
+    sort();
+    for (index_t i = 0; i < count_ && body(score_of(ranks_[i]), index_t{document_of(ranks_[i])}); ++i) {
+    }
+  }
+
   // Those of others, whose documents all come later.
   void take(const BestDocuments& others) {
     for (index_t i = 0; i < others.count_; ++i) add(others.ranks_[i]);
@@ -98,8 +118,7 @@ class BestDocuments {
 
   // The best, best first; where at least k documents were offered, k of them.
   void write_sorted(float* scores, std::int64_t* documents) {
-    if (count_ > k_) keep_best();
-    std::sort(ranks_, ranks_ + count_, std::greater<>());
+    sort();
     for (index_t i = 0; i < count_; ++i) {
       scores[i] = score_of(ranks_[i]);
       documents[i] = document_of(ranks_[i]);
@@ -112,6 +131,11 @@ class BestDocuments {
   void add(std::uint64_t rank) {
     ranks_[count_++] = rank;
     if (count_ == room(k_)) keep_best();
+  }
+
+  void sort() {
+    if (count_ > k_) keep_best();
+    std::sort(ranks_, ranks_ + count_, std::greater<>());
   }
 
   void keep_best() {

@@ -1,7 +1,7 @@
 // The queries of a search, copied and checked, with what each will cost and how exact its scores are.
 #pragma once
+#include <algorithm>
 #include <cmath>
-#include <limits>
 #include <vector>
 
 #include "ops/search/read_rows.h"
@@ -43,15 +43,69 @@ class Queries {
     }
   }
 
+  // Without the terms that cost most for what they can add, as long as those can add no more than `omitted` of the sum
+  // of what all terms can add. Rare terms stay: they cost nothing.
+  Queries without_costly_terms(const IndexContent& index, double omitted) const {
+    Queries kept;
+    kept.starts_.push_back(0);
+    kept.error_bounds_ = error_bounds_;
+    std::vector<const QueryTerm*> order;
+    std::vector<char> leave;
+    const auto rare = static_cast<std::uint64_t>(kRareShare * static_cast<double>(index.documents));
+    for (index_t query = 0; query < count(); ++query) {
+      const QueryTerm* const first = begin(query);
+      order.clear();
+      double allowed = 0;
+      for (const QueryTerm* term = first; term != end(query); ++term) {
+        allowed += omitted * most(index, *term);
+        if (summary(index, *term).count > rare) order.push_back(term);
+      }
+      std::sort(order.begin(), order.end(), [&](const QueryTerm* a, const QueryTerm* b) {
+        const double left = static_cast<double>(summary(index, *a).count) * most(index, *b);
+        const double right = static_cast<double>(summary(index, *b).count) * most(index, *a);
+        return left != right ? left > right : a < b;
+      });
+      const double share = allowed;
+      leave.assign(static_cast<std::size_t>(end(query) - first), 0);
+      for (const QueryTerm* term : order) {
+        if (most(index, *term) > allowed) continue;
+        allowed -= most(index, *term);
+        leave[static_cast<std::size_t>(term - first)] = 1;
+      }
+      for (const QueryTerm* term = first; term != end(query); ++term) {
+        if (leave[static_cast<std::size_t>(term - first)] != 0) continue;
+        kept.terms_.push_back(*term);
+        kept.predicted_ += summary(index, *term).count;
+      }
+      kept.starts_.push_back(kept.terms_.size());
+      kept.omitted_.push_back(share - allowed);
+    }
+    kept.most_terms_ = most_terms_;
+    return kept;
+  }
+
   index_t count() const { return static_cast<index_t>(error_bounds_.size()); }
   const QueryTerm* begin(index_t query) const { return terms_.data() + starts_[static_cast<std::size_t>(query)]; }
   const QueryTerm* end(index_t query) const { return begin(query + 1); }
+  // The most that the terms left out can add.
+  double omitted(index_t query) const { return omitted_[static_cast<std::size_t>(query)]; }
+  index_t term_count() const { return static_cast<index_t>(terms_.size()); }
   index_t most_terms() const { return most_terms_; }
   std::uint64_t predicted() const { return predicted_; }
   // No score of this query is farther from the inner product of what was indexed, in float32 and before quantisation.
   double error_bound(index_t query) const { return error_bounds_[static_cast<std::size_t>(query)]; }
 
  private:
+  static constexpr double kRareShare = 0.02;
+  Queries() = default;
+
+  static const TermSummary& summary(const IndexContent& index, const QueryTerm& term) {
+    return (*index.terms)[term.column];
+  }
+  static double most(const IndexContent& index, const QueryTerm& term) {
+    return std::fabs(term.weight) * static_cast<double>(std::max(summary(index, term).high, -summary(index, term).low));
+  }
+
   static constexpr double kMostScore = 3e38;
 
   // Each of n rounded steps, and the product with the scale, is off by at most a unit of 2^-24 of what was added so far
@@ -68,6 +122,7 @@ class Queries {
   std::vector<QueryTerm> terms_;
   std::vector<std::size_t> starts_;
   std::vector<double> error_bounds_;
+  std::vector<double> omitted_;
   std::uint64_t predicted_ = 0;
   index_t most_terms_ = 0;
 };

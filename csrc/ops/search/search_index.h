@@ -77,6 +77,15 @@ struct SearchCost {
 
 SearchCost search_exact(const IndexContent& index, const SparseRowsView& queries, const SearchOutput& out, int threads);
 
+// The candidates are the best documents by the terms that cost little for what they can add; they are scored in full,
+// and the k best of them given, with the scores that the exhaustive search gives them.
+struct Approximation {
+  double omitted;      // of what all terms of a query can add, the share that omitted ones can
+  index_t candidates;  // for each document that is asked for
+};
+SearchCost search_approximate(const IndexContent& index, const SparseRowsView& queries, const Approximation& measure,
+                              const SearchOutput& out, int threads);
+
 class SearchIndex {
  public:
   explicit SearchIndex(const IndexSettings& settings);

@@ -8,8 +8,7 @@
 #include "core/parallel.h"
 #include "core/workspace.h"
 #include "ops/search/accumulate.h"
-#include "ops/search/best_documents.h"
-#include "ops/search/queries.h"
+#include "ops/search/best_of_queries.h"
 #include "ops/search/search_index.h"
 
 namespace subspan {
@@ -48,8 +47,11 @@ index_t find_lists(const WindowView& window, const QueryTerm* term, const QueryT
   const auto take = [&](index_t key, float weight) {
     const PostingList list = window.find(key);
     if (list.count == 0) return;
-    __builtin_prefetch(list.ids);
-    __builtin_prefetch(list.values);
+    // The processor fetches on by itself once a list is read in order for a while.
+    for (std::uint32_t line = 0; line < std::min(list.count / 32 + 1, 4u); ++line)
+      __builtin_prefetch(list.ids + 32 * line);
+    for (std::uint32_t line = 0; line < std::min(list.count / 16 + 1, 8u); ++line)
+      __builtin_prefetch(list.values + 64 * line);
     *found++ = {list, weight};
   };
   for (; term != end; ++term) {
@@ -113,22 +115,17 @@ SearchCost search_block(const IndexContent& index, const Queries& queries, index
 
 }  // namespace
 
-SearchCost search_exact(const IndexContent& index, const SparseRowsView& rows, const SearchOutput& out, int threads) {
-  const Queries queries(index, rows);
+SearchCost BestOfQueries::collect(const IndexContent& index, const Queries& queries, index_t k, int threads) {
   SearchCost total;
   total.predicted = queries.predicted();
-  for (index_t query = 0; query < queries.count(); ++query) out.error_bound[query] = queries.error_bound(query);
-  if (queries.count() == 0 || out.k == 0) return total;
-
   threads = useful_threads(kFlopsPerPosting * static_cast<double>(total.predicted + queries.count()), threads);
   const index_t windows = static_cast<index_t>(index.windows.size());
   const Division division(queries.count(), windows, threads);
   const index_t block = division.block, blocks = division.blocks, parts = division.parts;
-  const index_t room = BestDocuments::room(out.k);
-  std::vector<std::uint64_t> ranks(static_cast<std::size_t>(queries.count() * parts * room));
-  std::vector<BestDocuments> best;
-  for (index_t i = 0; i < queries.count() * parts; ++i) best.emplace_back(ranks.data() + i * room, out.k);
-  // By block, then part, then query.
+  const index_t room = BestDocuments::room(k);
+  ranks_.resize(static_cast<std::size_t>(queries.count() * parts * room));
+  std::vector<BestDocuments> found;  // by block, then part, then query
+  for (index_t i = 0; i < queries.count() * parts; ++i) found.emplace_back(ranks_.data() + i * room, k);
   const auto first_of = [&](index_t begin, index_t end, index_t part) { return begin * parts + part * (end - begin); };
   std::vector<SearchCost> costs(static_cast<std::size_t>(blocks * parts));
   parallel_for(
@@ -138,20 +135,32 @@ SearchCost search_exact(const IndexContent& index, const SparseRowsView& rows, c
         const index_t begin = item / parts * block, end = std::min(queries.count(), begin + block);
         costs[item] = search_block(index, queries, begin, end, static_cast<std::size_t>(windows * part / parts),
                                    static_cast<std::size_t>(windows * (part + 1) / parts),
-                                   best.data() + first_of(begin, end, part));
+                                   found.data() + first_of(begin, end, part));
       },
       1);
-  parallel_for(queries.count(), blocks == 1 ? 1 : threads, [&](index_t query) {
+  for (index_t query = 0; query < queries.count(); ++query) {
     const index_t begin = query / block * block, end = std::min(queries.count(), begin + block);
-    BestDocuments& own = best[first_of(begin, end, 0) + query - begin];
-    for (index_t part = 1; part < parts; ++part) own.take(best[first_of(begin, end, part) + query - begin]);
-    own.write_sorted(out.scores + query * out.k, out.ids + query * out.k);
-  });
+    BestDocuments& own = found[first_of(begin, end, 0) + query - begin];
+    for (index_t part = 1; part < parts; ++part) own.take(found[first_of(begin, end, part) + query - begin]);
+    best_.push_back(own);
+  }
   for (const SearchCost& cost : costs) {
     total.postings += cost.postings;
     total.windows += cost.windows;
   }
   return total;
+}
+
+SearchCost search_exact(const IndexContent& index, const SparseRowsView& rows, const SearchOutput& out, int threads) {
+  const Queries queries(index, rows);
+  for (index_t query = 0; query < queries.count(); ++query) out.error_bound[query] = queries.error_bound(query);
+  if (queries.count() == 0 || out.k == 0) return {};
+  BestOfQueries best;
+  const SearchCost cost = best.collect(index, queries, out.k, threads);
+  for (index_t query = 0; query < queries.count(); ++query) {
+    best.of(query).write_sorted(out.scores + query * out.k, out.ids + query * out.k);
+  }
+  return cost;
 }
 
 }  // namespace subspan
