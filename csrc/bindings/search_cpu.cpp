@@ -61,9 +61,9 @@ SearchIndex* make_index(index_t columns, int values, index_t window, double bitm
   return new SearchIndex({columns, static_cast<ValueType>(values), window, bitmap_share});
 }
 
-py::tuple search(const SearchIndex& self, py::handle offsets, py::handle indices, py::handle values, py::handle scores,
-                 py::handle ids, py::handle error_bound, double omitted, index_t candidates, int threads,
-                 const char* op) {
+py::tuple search_rows(const SearchIndex& self, py::handle offsets, py::handle indices, py::handle values,
+                      py::handle scores, py::handle ids, py::handle error_bound, double share, double trust,
+                      int threads, const char* op) {
   const RowsArg queries(offsets, indices, values, op, "queries");
   const OutputArg score_array(scores, op, "scores"), id_array(ids, op, "ids"), bounds(error_bound, op, "error_bound");
   const auto content = self.content();
@@ -75,10 +75,9 @@ py::tuple search(const SearchIndex& self, py::handle offsets, py::handle indices
   SearchCost cost;
   {
     py::gil_scoped_release unlocked;
-    cost = candidates > 0 && k > 0 ? search_approximate(*content, queries.view(), {omitted, candidates}, out, threads)
-                                   : search_exact(*content, queries.view(), out, threads);
+    cost = subspan::search(*content, queries.view(), {share, trust}, out, threads);
   }
-  return py::make_tuple(cost.predicted, cost.postings, cost.windows);
+  return py::make_tuple(cost.predicted, cost.postings, cost.windows, cost.looked_up);
 }
 
 }  // namespace
@@ -98,7 +97,7 @@ void bind_search_cpu(py::module_& m) {
              }
              self.replace(std::move(after));
            })
-      .def("search", &search)
+      .def("search", &search_rows)
       .def("facts", [](const SearchIndex& self) {
         const auto content = self.content();
         py::dict facts;

@@ -60,13 +60,6 @@ class BestDocuments {
   // Scores up to this do not enter, of documents that come in rising order.
   float threshold() const { return threshold_; }
 
-  // The last of the k best, where there are k: from time to time rather than always the threshold.
-  bool full() const { return count_ >= k_; }
-  float least() {
-    if (count_ > k_) keep_best();
-    return score_of(*std::min_element(ranks_, ranks_ + count_));
-  }
-
   void offer(float score, index_t document) {
     if (!(score > threshold_)) return;
     add(rank_of(score + 0.0f, static_cast<std::uint32_t>(document)));  // -0 becomes 0
@@ -74,41 +67,35 @@ class BestDocuments {
 
   // Offers the scores of documents first, first + 1, ... and leaves zeros.
   void take_scores(float* scores, index_t documents, index_t first) {
-    constexpr index_t lanes = kLanes<float>, step = 4 * lanes;
     if (threshold_ == -kInfinity) raise_threshold(scores, documents);
-    Vec<float> threshold = broadcast(threshold_);
+    take_scores(scores, documents, first, 0.0, [scores](index_t document) { return scores[document]; });
+  }
+
+  // The same where a score is known up to `slack` above: full_score(document within the window) gives it.
+  template <class FullScore>
+  void take_scores(float* scores, index_t documents, index_t first, double slack, const FullScore& full_score) {
+    constexpr index_t lanes = kLanes<float>, step = 4 * lanes;
+    const auto bound = [&] { return slack == 0 ? threshold_ : below(threshold_ - slack); };
+    float least = bound();
     index_t i = 0;
     for (; i + step <= documents; i += step) {
       float* const at = scores + i;
       const Vec<float> a = load(at), b = load(at + lanes), c = load(at + 2 * lanes), d = load(at + 3 * lanes);
-      if (lane_bits(larger(larger(a, b), larger(c, d)) > threshold) != 0) {
-        offer_above(at, step, threshold, first + i);
-        threshold = broadcast(threshold_);
+      if (lane_bits(larger(larger(a, b), larger(c, d)) > broadcast(least)) != 0) {
+        offer_above(scores, i, least, first, full_score);
+        least = bound();
       }
       for (index_t v = 0; v < step; v += lanes) store(at + v, Vec<float>{});
     }
-    for (; i < documents; ++i) {
-      offer(scores[i], first + i);
-      scores[i] = 0;
+    for (index_t left = i; left < documents; ++left) {
+      if (scores[left] > least) offer(full_score(left), first + left);
     }
+    for (; i < documents; ++i) scores[i] = 0;
   }
 
   // The same for documents that all have the score 0.
   void take_zeros(index_t documents, index_t first) {
     for (index_t i = 0; i < documents && threshold_ < 0; ++i) offer(0.0f, first + i);
-  }
-
-  // As `offer`, of documents in any order.
-  void offer_any(float score, index_t document) {
-    if (score >= threshold_) add(rank_of(score + 0.0f, static_cast<std::uint32_t>(document)));
-  }
-
-  // body(score, document) for the best, best first, until it returns false.
-  template <class Body>
-  void for_each_best(Body&& body) {
-    sort();
-    for (index_t i = 0; i < count_ && body(score_of(ranks_[i]), index_t{document_of(ranks_[i])}); ++i) {
-    }
   }
 
   // Those of others, whose documents all come later.
@@ -118,7 +105,8 @@ class BestDocuments {
 
   // The best, best first; where at least k documents were offered, k of them.
   void write_sorted(float* scores, std::int64_t* documents) {
-    sort();
+    if (count_ > k_) keep_best();
+    std::sort(ranks_, ranks_ + count_, std::greater<>());
     for (index_t i = 0; i < count_; ++i) {
       scores[i] = score_of(ranks_[i]);
       documents[i] = document_of(ranks_[i]);
@@ -133,22 +121,21 @@ class BestDocuments {
     if (count_ == room(k_)) keep_best();
   }
 
-  void sort() {
-    if (count_ > k_) keep_best();
-    std::sort(ranks_, ranks_ + count_, std::greater<>());
-  }
-
   void keep_best() {
     std::nth_element(ranks_, ranks_ + k_ - 1, ranks_ + count_, std::greater<>());
     count_ = k_;
     threshold_ = score_of(ranks_[k_ - 1]);
   }
 
-  [[gnu::noinline]] void offer_above(const float* scores, index_t documents, Vec<float> threshold, index_t first) {
-    for (index_t i = 0; i < documents; i += kLanes<float>) {
-      for (unsigned above = lane_bits(load(scores + i) > threshold); above != 0; above &= above - 1) {
-        const index_t place = i + __builtin_ctz(above);
-        offer(scores[place], first + place);
+  static float below(double bound) { return std::nextafter(static_cast<float>(bound), -kInfinity); }
+
+  template <class FullScore>
+  [[gnu::noinline]] void offer_above(const float* scores, index_t start, float least, index_t first,
+                                     const FullScore& full_score) {
+    for (index_t i = start; i < start + 4 * kLanes<float>; i += kLanes<float>) {
+      for (unsigned above = lane_bits(load(scores + i) > broadcast(least)); above != 0; above &= above - 1) {
+        const index_t document = i + __builtin_ctz(above);
+        offer(full_score(document), first + document);
       }
     }
   }

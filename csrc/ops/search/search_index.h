@@ -73,18 +73,20 @@ struct SearchCost {
   std::uint64_t predicted = 0;  // sum over columns of documents with it times queries with it
   std::uint64_t postings = 0;   // that were multiplied and added
   std::uint64_t windows = 0;    // that had any
+  std::uint64_t looked_up = 0;  // documents whose values of the terms left out were looked up
 };
 
-SearchCost search_exact(const IndexContent& index, const SparseRowsView& queries, const SearchOutput& out, int threads);
-
-// The candidates are the best documents by the terms that cost little for what they can add; they are scored in full,
-// and the k best of them given, with the scores that the exhaustive search gives them.
-struct Approximation {
-  double omitted;      // of what all terms of a query can add, the share that omitted ones can
-  index_t candidates;  // for each document that is asked for
+// Once k documents are known, terms that together cannot add more than a share of the k-th score are left out, those
+// first that cost most for what they can add, and looked up only for documents that would reach the k-th score were
+// they to get the fraction `trust` of the most that those terms can add. With trust = 1 no document is missed, but then
+// so many are looked up that nothing is gained: the exact search adds everything up.
+struct Pruning {
+  double share = 0;  // 0: nothing is left out
+  double trust = 1;
 };
-SearchCost search_approximate(const IndexContent& index, const SparseRowsView& queries, const Approximation& measure,
-                              const SearchOutput& out, int threads);
+
+SearchCost search(const IndexContent& index, const SparseRowsView& queries, const Pruning& pruning,
+                  const SearchOutput& out, int threads);
 
 class SearchIndex {
  public:

@@ -8,7 +8,8 @@
 #include "core/parallel.h"
 #include "core/workspace.h"
 #include "ops/search/accumulate.h"
-#include "ops/search/best_of_queries.h"
+#include "ops/search/best_documents.h"
+#include "ops/search/queries.h"
 #include "ops/search/search_index.h"
 
 namespace subspan {
@@ -33,10 +34,11 @@ struct Division {
   }
 };
 
-// A list that a query will add.
+// A list that a query adds.
 struct Addition {
   PostingList list;
   float weight;
+  std::uint32_t rank;  // of its term
 };
 
 // The lists of a query in a window, in the order of its terms, on their way to the cache; returns how many.
@@ -48,11 +50,9 @@ index_t find_lists(const WindowView& window, const QueryTerm* term, const QueryT
     const PostingList list = window.find(key);
     if (list.count == 0) return;
     // The processor fetches on by itself once a list is read in order for a while.
-    for (std::uint32_t line = 0; line < std::min(list.count / 32 + 1, 4u); ++line)
-      __builtin_prefetch(list.ids + 32 * line);
-    for (std::uint32_t line = 0; line < std::min(list.count / 16 + 1, 8u); ++line)
-      __builtin_prefetch(list.values + 64 * line);
-    *found++ = {list, weight};
+    for (std::uint32_t i = 0; i < std::min(list.count, 128u); i += 32) __builtin_prefetch(list.ids + i);
+    for (std::uint32_t i = 0; i < std::min(list.count, 128u); i += 16) __builtin_prefetch(list.values + 4 * i);
+    *found++ = {list, weight, term->rank};
   };
   for (; term != end; ++term) {
     take(term->column, term->weight);
@@ -61,26 +61,48 @@ index_t find_lists(const WindowView& window, const QueryTerm* term, const QueryT
   return found - start;
 }
 
+// Scores the windows of one index, of one type of values, for one query after the other.
 template <ValueType type>
-void score_window(const WindowView& window, const Addition* list, index_t count, float* scores) {
-  for (; count > 0; --count, ++list) accumulate<type>(list->list, window.documents(), list->weight, scores);
-  if constexpr (type == ValueType::u8) {
-    for (index_t i = 0; i < window.documents(); ++i) scores[i] *= window.scales()[i];
-  }
-}
+class WindowScorer {
+ public:
+  WindowScorer(const WindowView& window, float* scores) : window_(window), scores_(scores) {}
 
-void score_window(const WindowView& window, const Addition* list, index_t count, float* scores) {
-  switch (window.type()) {
-    case ValueType::f32: return score_window<ValueType::f32>(window, list, count, scores);
-    case ValueType::f16: return score_window<ValueType::f16>(window, list, count, scores);
-    default: return score_window<ValueType::u8>(window, list, count, scores);
+  // Adds up the lists whose terms have at least this rank; returns how many postings they have.
+  std::uint64_t add_up(const Addition* lists, index_t count, std::uint32_t least_rank) {
+    std::uint64_t postings = 0;
+    for (const Addition* own = lists; own != lists + count; ++own) {
+      if (own->rank < least_rank) continue;
+      accumulate<type>(own->list, window_.documents(), own->weight, scores_);
+      postings += own->list.count;
+    }
+    if constexpr (type == ValueType::u8) {
+      for (index_t i = 0; i < window_.documents(); ++i) scores_[i] *= window_.scales()[i];
+    }
+    return postings;
   }
-}
+
+  // What the lists that were left out add to the score of a document. They are few and mostly long, and in a bitmap a
+  // document is found at once.
+  float score_of(const Addition* lists, index_t count, std::uint32_t end_rank, index_t document) const {
+    float score = 0;
+    for (const Addition* own = lists; own != lists + count; ++own) {
+      const index_t place = own->rank < end_rank ? place_of(own->list, window_.documents(), document) : -1;
+      if (place < 0) continue;
+      score += own->weight * stored_value(type, own->list.values, static_cast<std::size_t>(place));
+    }
+    return type == ValueType::u8 ? score * window_.scales()[document] : score;
+  }
+
+ private:
+  const WindowView& window_;
+  float* scores_;
+};
 
 // Queries begin ... end - 1 in the given windows; what is found for query i goes to `best[i - begin]`. While one query
 // is added up, the lists of the next are fetched.
-SearchCost search_block(const IndexContent& index, const Queries& queries, index_t begin, index_t end,
-                        std::size_t first_window, std::size_t end_window, BestDocuments* best) {
+template <ValueType type>
+SearchCost search_block(const IndexContent& index, const Queries& queries, const Pruning& pruning, index_t begin,
+                        index_t end, std::size_t first_window, std::size_t end_window, BestDocuments* best) {
   SearchCost cost;
   Workspace workspace;
   const index_t room = index.settings.window;
@@ -91,41 +113,78 @@ SearchCost search_block(const IndexContent& index, const Queries& queries, index
   for (std::size_t w = first_window; w < end_window; ++w) {
     const WindowView& window = index.windows[w].view;
     const index_t first = index.windows[w].first, documents = window.documents();
+    WindowScorer<type> scorer(window, scores);
     const auto find = [&](index_t query) {
       return find_lists(window, queries.begin(query), queries.end(query), index.settings.columns, lists[query % 2]);
     };
+    // A query's lists are found two queries ahead, and are on their way one query ahead.
+    const auto prefetch = [&](index_t query) {
+      if (query >= end) return;
+      for (const QueryTerm* term = queries.begin(query); term != queries.end(query); ++term) {
+        window.prefetch(term->column);
+      }
+    };
+    prefetch(begin);
+    prefetch(begin + 1);
     index_t next = find(begin);
     for (index_t query = begin; query < end; ++query) {
       const index_t count = next;
+      prefetch(query + 2);
       if (query + 1 < end) next = find(query + 1);
+      const Addition* own = lists[query % 2];
       BestDocuments& found = best[query - begin];
       if (count == 0) {
         found.take_zeros(documents, first);
         continue;
       }
+      const double threshold = found.threshold();
+      Queries::Omission omitted;
+      if (threshold > 0 && pruning.share > 0) omitted = queries.omission(query, pruning.share * threshold);
+      if (omitted.terms == 0) {
+        cost.postings += scorer.add_up(own, count, 0);
+        ++cost.windows;
+        found.take_scores(scores, documents, first);
+        continue;
+      }
+      const std::uint64_t postings = scorer.add_up(own, count, omitted.terms);
+      cost.postings += postings;
+      if (postings == 0) continue;  // all scores are at most `omitted.most`, which is below the threshold
       ++cost.windows;
-      const Addition* own = lists[query % 2];
-      for (index_t i = 0; i < count; ++i) cost.postings += own[i].list.count;
-      score_window(window, own, count, scores);
-      found.take_scores(scores, documents, first);
+      found.take_scores(scores, documents, first, pruning.trust * omitted.most, [&](index_t document) {
+        ++cost.looked_up;
+        return scores[document] + scorer.score_of(own, count, omitted.terms, document);
+      });
     }
   }
   return cost;
 }
 
+template <class... Arguments>
+SearchCost search_block_of(ValueType type, const Arguments&... arguments) {
+  switch (type) {
+    case ValueType::f32: return search_block<ValueType::f32>(arguments...);
+    case ValueType::f16: return search_block<ValueType::f16>(arguments...);
+    default: return search_block<ValueType::u8>(arguments...);
+  }
+}
+
 }  // namespace
 
-SearchCost BestOfQueries::collect(const IndexContent& index, const Queries& queries, index_t k, int threads) {
+SearchCost search(const IndexContent& index, const SparseRowsView& rows, const Pruning& pruning,
+                  const SearchOutput& out, int threads) {
+  const Queries queries(index, rows);
+  for (index_t query = 0; query < queries.count(); ++query) out.error_bound[query] = queries.query(query).error_bound;
   SearchCost total;
   total.predicted = queries.predicted();
+  if (queries.count() == 0 || out.k == 0) return total;
   threads = useful_threads(kFlopsPerPosting * static_cast<double>(total.predicted + queries.count()), threads);
   const index_t windows = static_cast<index_t>(index.windows.size());
   const Division division(queries.count(), windows, threads);
   const index_t block = division.block, blocks = division.blocks, parts = division.parts;
-  const index_t room = BestDocuments::room(k);
-  ranks_.resize(static_cast<std::size_t>(queries.count() * parts * room));
+  const index_t room = BestDocuments::room(out.k);
+  std::vector<std::uint64_t> ranks(static_cast<std::size_t>(queries.count() * parts * room));
   std::vector<BestDocuments> found;  // by block, then part, then query
-  for (index_t i = 0; i < queries.count() * parts; ++i) found.emplace_back(ranks_.data() + i * room, k);
+  for (index_t i = 0; i < queries.count() * parts; ++i) found.emplace_back(ranks.data() + i * room, out.k);
   const auto first_of = [&](index_t begin, index_t end, index_t part) { return begin * parts + part * (end - begin); };
   std::vector<SearchCost> costs(static_cast<std::size_t>(blocks * parts));
   parallel_for(
@@ -133,34 +192,24 @@ SearchCost BestOfQueries::collect(const IndexContent& index, const Queries& quer
       [&](index_t item) {
         const index_t part = item % parts;
         const index_t begin = item / parts * block, end = std::min(queries.count(), begin + block);
-        costs[item] = search_block(index, queries, begin, end, static_cast<std::size_t>(windows * part / parts),
-                                   static_cast<std::size_t>(windows * (part + 1) / parts),
-                                   found.data() + first_of(begin, end, part));
+        costs[item] = search_block_of(index.settings.values, index, queries, pruning, begin, end,
+                                      static_cast<std::size_t>(windows * part / parts),
+                                      static_cast<std::size_t>(windows * (part + 1) / parts),
+                                      found.data() + first_of(begin, end, part));
       },
       1);
   for (index_t query = 0; query < queries.count(); ++query) {
     const index_t begin = query / block * block, end = std::min(queries.count(), begin + block);
     BestDocuments& own = found[first_of(begin, end, 0) + query - begin];
     for (index_t part = 1; part < parts; ++part) own.take(found[first_of(begin, end, part) + query - begin]);
-    best_.push_back(own);
+    own.write_sorted(out.scores + query * out.k, out.ids + query * out.k);
   }
   for (const SearchCost& cost : costs) {
     total.postings += cost.postings;
     total.windows += cost.windows;
+    total.looked_up += cost.looked_up;
   }
   return total;
-}
-
-SearchCost search_exact(const IndexContent& index, const SparseRowsView& rows, const SearchOutput& out, int threads) {
-  const Queries queries(index, rows);
-  for (index_t query = 0; query < queries.count(); ++query) out.error_bound[query] = queries.error_bound(query);
-  if (queries.count() == 0 || out.k == 0) return {};
-  BestOfQueries best;
-  const SearchCost cost = best.collect(index, queries, out.k, threads);
-  for (index_t query = 0; query < queries.count(); ++query) {
-    best.of(query).write_sorted(out.scores + query * out.k, out.ids + query * out.k);
-  }
-  return cost;
 }
 
 }  // namespace subspan
