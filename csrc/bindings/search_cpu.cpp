@@ -1,6 +1,7 @@
 // The index of sparse documents. The object is bound as it is; `subspan.SparseIndex` wraps it.
 #include "bindings/array_arg.h"
 #include "bindings/families.h"
+#include "core/check_view.h"
 #include "ops/search/search_index.h"
 
 namespace subspan {
@@ -43,9 +44,8 @@ class RowsArg {
 template <class T>
 T* matrix_memory(const ArrayArg& array, DType dtype, index_t rows, index_t columns, const char* op, const char* name) {
   const TensorView& view = array.view();
-  const bool dense = view.ndim == 2 && (view.shape[1] <= 1 || view.stride[1] == 1) &&
-                     (view.shape[0] <= 1 || view.stride[0] == view.shape[1]);
-  CHECK(view.device == Device::cpu && view.dtype == dtype && dense && view.shape[0] == rows && view.shape[1] == columns,
+  CHECK(view.device == Device::cpu && view.dtype == dtype && view.ndim == 2 && (view.numel() == 0 || is_packed(view)) &&
+            view.shape[0] == rows && view.shape[1] == columns,
         op, ": ", name, ": expected a contiguous array (", rows, ", ", columns, ") of its type");
   return view.ptr<T>();
 }
@@ -83,6 +83,21 @@ py::tuple search_rows(const SearchIndex& self, py::handle offsets, py::handle in
 }  // namespace
 
 void bind_search_cpu(py::module_& m) {
+  m.def("score_rows",
+        [](py::handle offsets, py::handle indices, py::handle values, py::handle row_offsets, py::handle row_indices,
+           py::handle row_values, index_t columns, py::handle ids, py::handle scores, int threads, const char* op) {
+          const RowsArg queries(offsets, indices, values, op, "queries");
+          const RowsArg rows(row_offsets, row_indices, row_values, op, "rerank");
+          const ArrayArg id_array(ids, op, "ids");
+          const OutputArg score_array(scores, op, "scores");
+          CHECK(1 <= columns && columns <= kMostIndexColumns, op, ": rerank: expected 1 ... ", kMostIndexColumns,
+                " columns, got ", columns);
+          const index_t n = queries.view().rows, k = score_array.view().ndim == 2 ? score_array.view().shape[1] : 0;
+          const auto* chosen = matrix_memory<const std::int64_t>(id_array, DType::i64, n, k, op, "ids");
+          auto* out = matrix_memory<float>(score_array, DType::f32, n, k, op, "scores");
+          py::gil_scoped_release unlocked;
+          score_rows(queries.view(), rows.view(), columns, chosen, k, out, std::max(threads, 1));
+        });
   py::class_<SearchIndex>(m, "SearchIndex")
       .def(py::init(&make_index))
       .def("add",
@@ -97,6 +112,9 @@ void bind_search_cpu(py::module_& m) {
              }
              self.replace(std::move(after));
            })
+      // Another name for the same content, which stays while this one's is replaced.
+      .def("copy", [](const SearchIndex& self) { return new SearchIndex(self.content()); })
+      .def("become", [](SearchIndex& self, const SearchIndex& other) { self.replace(other.content()); })
       .def("search", &search_rows)
       .def("facts", [](const SearchIndex& self) {
         const auto content = self.content();

@@ -41,6 +41,7 @@ from .ops.sparse import flops_loss, flops_metric, l1_loss, r_sub
 from .ops.sparse_topk import topk_rows
 from .ops.stiefel import egrad_to_rgrad, inverse_retract, project_tangent, retract, transport
 from .ops.subspace_logits import subspace_logits
+from .sparse_index import SearchResult, SparseIndex
 from .sparse_rows import SparseRows
 
 __version__ = "0.1.0"
@@ -55,6 +56,8 @@ def __getattr__(name: str) -> object:
 
 
 __all__ = [
+    "SearchResult",
+    "SparseIndex",
     "SparseRows",
     "algebra",
     "bind",

@@ -376,3 +376,38 @@ l1_loss = flops_metric = flops_loss
 
 def signed_rows(x: Any, factor: Any, row_mask: Any | None, slope: Any | None, out: Any, threads: int, /) -> None: ...
 def topk_rows(x: Any, values: Any, indices: Any | None, k: int, by: int, relu: bool, threads: int, /) -> None: ...
+def score_rows(
+    offsets: Any,
+    indices: Any,
+    values: Any,
+    row_offsets: Any,
+    row_indices: Any,
+    row_values: Any,
+    columns: int,
+    ids: Any,
+    scores: Any,
+    threads: int,
+    op: str,
+    /,
+) -> None: ...
+
+class SearchIndex:
+    def __init__(self, columns: int, values: int, window: int, bitmap_share: float, /) -> None: ...
+    def add(self, offsets: Any, indices: Any, values: Any, threads: int, op: str, /) -> None: ...
+    def copy(self) -> SearchIndex: ...
+    def become(self, other: SearchIndex, /) -> None: ...
+    def search(
+        self,
+        offsets: Any,
+        indices: Any,
+        values: Any,
+        scores: Any,
+        ids: Any,
+        error_bound: Any,
+        share: float,
+        trust: float,
+        threads: int,
+        op: str,
+        /,
+    ) -> tuple[int, int, int, int]: ...
+    def facts(self) -> dict[str, Any]: ...

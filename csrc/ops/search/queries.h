@@ -72,11 +72,11 @@ class Queries {
  private:
   static constexpr double kMostScore = 3e38;
 
-  // Each of n rounded steps, and the product with a scale, is off by at most a unit of 2^-24 of what was added so far
-  // (Higham, Accuracy and Stability, 3.1); where float32 ends below, by 2^-149. Rounding to float16 is off by 2^-11
-  // of a value or, below its normal numbers, 2^-25; 8 bits by half a step.
+  // Each of n rounded steps, and the roundings of weights, values and scales, are off by at most 2^-24 of what was
+  // added so far (Higham, Accuracy and Stability, 3.1); where float32 ends below, by 2^-149. Rounding to float16 is off
+  // by 2^-11 of a value or, below its normal numbers, 2^-25; 8 bits by half a step.
   static void bound_errors(ValueType type, double largest_scale, double weights, double largest, Query& query) {
-    const double steps = static_cast<double>(query.end - query.first) + 2;
+    const double steps = static_cast<double>(query.end - query.first) + 4;
     query.error_bound = steps * (0x1p-24 * 1.01 * largest + 0x1p-149);
     if (type == ValueType::f16) query.error_bound += (largest * 0x1p-11 + weights * 0x1p-25) * 1.01;
     if (type == ValueType::u8) query.error_bound += weights * (largest_scale * 0.5 * 1.01 + 0x1p-141);

@@ -88,6 +88,11 @@ struct Pruning {
 SearchCost search(const IndexContent& index, const SparseRowsView& queries, const Pruning& pruning,
                   const SearchOutput& out, int threads);
 
+// scores[i, j] of query i and row ids[i, j], of `per_query` for each query, as an index of the rows in float32 gives
+// it.
+void score_rows(const SparseRowsView& queries, const SparseRowsView& rows, index_t columns, const std::int64_t* ids,
+                index_t per_query, float* scores, int threads);
+
 class SearchIndex {
  public:
   explicit SearchIndex(const IndexSettings& settings);

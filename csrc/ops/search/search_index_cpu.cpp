@@ -24,13 +24,14 @@ constexpr double kFlopsPerPosting = 15;  // of the scale of kFlopsPerThread: the
 struct Division {
   index_t block, blocks, parts;
 
-  Division(index_t queries, index_t windows, index_t threads) {
+  // What is left out depends on what a part has found before: then parts are the same whatever the threads and queries.
+  Division(index_t queries, index_t windows, index_t threads, bool prunes) {
     const index_t wanted = threads == 1 ? 1 : 4 * threads;
     const auto quotient = [](index_t a, index_t b) { return (a + b - 1) / b; };
     const index_t long_parts = std::clamp<index_t>(windows / 8, 1, wanted);
     block = std::clamp<index_t>(quotient(queries * long_parts, wanted), 1, kMostQueriesPerBlock);
     blocks = quotient(queries, block);
-    parts = std::min(windows, quotient(wanted, blocks));
+    parts = std::min(windows, prunes ? 8 : quotient(wanted, blocks));
   }
 };
 
@@ -179,7 +180,7 @@ SearchCost search(const IndexContent& index, const SparseRowsView& rows, const P
   if (queries.count() == 0 || out.k == 0) return total;
   threads = useful_threads(kFlopsPerPosting * static_cast<double>(total.predicted + queries.count()), threads);
   const index_t windows = static_cast<index_t>(index.windows.size());
-  const Division division(queries.count(), windows, threads);
+  const Division division(queries.count(), windows, threads, pruning.share > 0);
   const index_t block = division.block, blocks = division.blocks, parts = division.parts;
   const index_t room = BestDocuments::room(out.k);
   std::vector<std::uint64_t> ranks(static_cast<std::size_t>(queries.count() * parts * room));
