@@ -421,7 +421,7 @@ def test_arrays_that_change_their_mind_are_not_read_out_of_bounds() -> None:
     """The compiled functions check what they read, whatever Python checked before."""
     core = subspan._native.cpu.SearchIndex(6, 0, 64, 0.2)
     fine = np.array([0, 2], np.int64), np.array([1, 2], np.int32), np.ones(2, np.float32)
-    core.add(*fine, 1, "op")
+    core.add(*fine, 0, 1, "op")
     results = np.empty((1, 1), np.float32), np.empty((1, 1), np.int64), np.empty((1, 1))
     for place, array in (
         (0, np.array([0, 3])), (0, np.array([-1, 2])), (0, np.array([2, 0])), (0, np.empty(0, np.int64)),
@@ -431,15 +431,15 @@ def test_arrays_that_change_their_mind_are_not_read_out_of_bounds() -> None:
         rows = [*fine]
         rows[place] = array
         with pytest.raises(ValueError, match="op: rows: expected"):
-            core.add(*rows, 1, "op")
+            core.add(*rows, 0, 1, "op")
         with pytest.raises(ValueError, match="op: queries: expected"):
-            core.search(*rows, *results, 0.0, 1.0, 1, "op")
+            core.search(*rows, *results, 0.0, 1.0, 0, 1, "op")
         with pytest.raises(ValueError, match="op: rerank: expected"):
             subspan._native.cpu.score_rows(*fine, *rows, 6, results[1] * 0, results[0], 1, "op")
     with pytest.raises(ValueError, match="op: ids: expected rows in"):
         subspan._native.cpu.score_rows(*fine, *fine, 6, np.ones((1, 1), np.int64), results[0], 1, "op")
     with pytest.raises(ValueError, match="k: expected at most the documents"):
-        core.search(*fine, np.empty((1, 2), np.float32), np.empty((1, 2), np.int64), results[2], 0.0, 1.0, 1, "op")
+        core.search(*fine, np.empty((1, 2), np.float32), np.empty((1, 2), np.int64), results[2], 0.0, 1.0, 0, 1, "op")
     with pytest.raises(ValueError, match="expected a contiguous array"):
-        core.search(*fine, results[0], results[1].astype(np.int32), results[2], 0.0, 1.0, 1, "op")
-    assert core.search(*fine, *results, 0.0, 1.0, 1, "op")[:2] == (2, 2) and results[0].item() == 2
+        core.search(*fine, results[0], results[1].astype(np.int32), results[2], 0.0, 1.0, 0, 1, "op")
+    assert core.search(*fine, *results, 0.0, 1.0, 0, 1, "op")[:2] == (2, 2) and results[0].item() == 2

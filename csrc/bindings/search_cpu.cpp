@@ -10,7 +10,8 @@ namespace {
 // Borrows three arrays of CSR; keep it while the view is used.
 class RowsArg {
  public:
-  RowsArg(py::handle offsets, py::handle indices, py::handle values, const char* op, const char* name)
+  RowsArg(py::handle offsets, py::handle indices, py::handle values, const char* op, const char* name,
+          index_t first = 0)
       : offsets_(offsets, op, name), indices_(indices, op, name), values_(values, op, name) {
     const TensorView &starts = offsets_.view(), &columns = indices_.view(), &entries = values_.view();
     for (const TensorView* array : {&starts, &columns, &entries}) {
@@ -31,6 +32,7 @@ class RowsArg {
              entries.dtype,
              starts.shape[0] - 1,
              columns.shape[0],
+             first,
              op,
              name};
   }
@@ -63,8 +65,8 @@ SearchIndex* make_index(index_t columns, int values, index_t window, double bitm
 
 py::tuple search_rows(const SearchIndex& self, py::handle offsets, py::handle indices, py::handle values,
                       py::handle scores, py::handle ids, py::handle error_bound, double share, double trust,
-                      int threads, const char* op) {
-  const RowsArg queries(offsets, indices, values, op, "queries");
+                      index_t first, int threads, const char* op) {
+  const RowsArg queries(offsets, indices, values, op, "queries", first);
   const OutputArg score_array(scores, op, "scores"), id_array(ids, op, "ids"), bounds(error_bound, op, "error_bound");
   const auto content = self.content();
   const index_t n = queries.view().rows, k = score_array.view().ndim == 2 ? score_array.view().shape[1] : 0;
@@ -101,9 +103,9 @@ void bind_search_cpu(py::module_& m) {
   py::class_<SearchIndex>(m, "SearchIndex")
       .def(py::init(&make_index))
       .def("add",
-           [](SearchIndex& self, py::handle offsets, py::handle indices, py::handle values, int threads,
+           [](SearchIndex& self, py::handle offsets, py::handle indices, py::handle values, index_t first, int threads,
               const char* op) {
-             const RowsArg rows(offsets, indices, values, op, "rows");
+             const RowsArg rows(offsets, indices, values, op, "rows", first);
              const auto before = self.content();
              std::shared_ptr<const IndexContent> after;
              {

@@ -393,7 +393,7 @@ def score_rows(
 
 class SearchIndex:
     def __init__(self, columns: int, values: int, window: int, bitmap_share: float, /) -> None: ...
-    def add(self, offsets: Any, indices: Any, values: Any, threads: int, op: str, /) -> None: ...
+    def add(self, offsets: Any, indices: Any, values: Any, first: int, threads: int, op: str, /) -> None: ...
     def copy(self) -> SearchIndex: ...
     def become(self, other: SearchIndex, /) -> None: ...
     def search(
@@ -406,6 +406,7 @@ class SearchIndex:
         error_bound: Any,
         share: float,
         trust: float,
+        first: int,
         threads: int,
         op: str,
         /,

@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Progress:
-    """``with Progress(...) as report``: report(done) tells how many of ``total`` are done. ``watched``: somebody sees it.
+    """``with Progress(...) as report``: report(done) tells how many of ``total`` are done.
 
     Without tqdm, ``progress=True`` shows nothing.
     """

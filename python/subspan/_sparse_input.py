@@ -19,6 +19,7 @@ class Rows(NamedTuple):
     values: np.ndarray
     columns: int
     torch: bool  # whether they were torch's
+    first: int = 0  # the number of the first row
 
     @property
     def n(self) -> int:
@@ -28,7 +29,12 @@ class Rows(NamedTuple):
         """Rows begin ... end - 1; shares the memory."""
         offsets = self.offsets[begin : end + 1]
         first, last = int(offsets[0]), int(offsets[-1])
-        return self._replace(offsets=offsets - first, indices=self.indices[first:last], values=self.values[first:last])
+        return self._replace(
+            first=self.first + begin,
+            offsets=offsets - first,
+            indices=self.indices[first:last],
+            values=self.values[first:last],
+        )
 
 
 def rows(op: str, name: str, given: Any) -> Rows:

@@ -152,7 +152,7 @@ class SparseIndex:
             while True:
                 end = min(rows.n, begin + (first if begin == 0 else step))
                 part = rows if (begin, end) == (0, rows.n) else rows.part(begin, end)
-                core.add(part.offsets, part.indices, part.values, threads, op)
+                core.add(*part[:3], part.first, threads, op)
                 report(end)
                 begin = end
                 if begin >= rows.n:
@@ -311,7 +311,9 @@ class SparseIndex:
         scores, ids = np.empty((queries.n, k), np.float32), np.empty((queries.n, k), np.int64)
         bound = np.empty((queries.n, 1))
         start = time.perf_counter()
-        predicted, postings, windows, _ = core.search(*queries[:3], scores, ids, bound, *pruning, threads, op)
+        predicted, postings, windows, _ = core.search(
+            *queries[:3], scores, ids, bound, *pruning, queries.first, threads, op
+        )
         self._searched = {
             "queries": self._searched["queries"] + queries.n,
             "predicted": self._searched["predicted"] + predicted,

@@ -7,6 +7,7 @@
 #pragma once
 #include "core/simd.h"
 #include "ops/search/index_window.h"
+#include "ops/search/multiply_add.h"
 
 namespace subspan {
 
@@ -70,11 +71,11 @@ inline void accumulate_ids(const std::uint16_t* ids, const typename StoredType<t
     }
     float sum[block];
 #pragma GCC unroll 8
-    for (int k = 0; k < block; ++k) sum[k] = scores[ids[i + k]] + weight * value[k];
+    for (int k = 0; k < block; ++k) sum[k] = multiply_add(scores[ids[i + k]], weight, value[k]);
 #pragma GCC unroll 8
     for (int k = 0; k < block; ++k) scores[ids[i + k]] = sum[k];
   }
-  for (; i < count; ++i) scores[ids[i]] += weight * static_cast<float>(values[i]);
+  for (; i < count; ++i) scores[ids[i]] = multiply_add(scores[ids[i]], weight, static_cast<float>(values[i]));
 }
 
 #if defined(__AVX512F__) || (defined(__AVX2__) && defined(__BMI2__))
@@ -106,7 +107,7 @@ inline void accumulate_bitmap(const std::uint16_t* ids, const typename StoredTyp
       // Counted from the word's start, not from vector to vector, which would be a chain of additions.
       const int before = __builtin_popcountll(bits & ((std::uint64_t{1} << lane) - 1));
       const auto mask = static_cast<unsigned>(bits >> lane) & ((1u << lanes) - 1);
-      store(to + lane, load(to + lane) + factor * expand(load_values<type>(values + before), mask));
+      store(to + lane, multiply_add(load(to + lane), factor, expand(load_values<type>(values + before), mask)));
     }
     values += __builtin_popcountll(bits);
   }
@@ -119,7 +120,8 @@ inline void accumulate_bitmap(const std::uint16_t* ids, const typename StoredTyp
     std::uint64_t bits;
     std::memcpy(&bits, ids + 4 * word, sizeof bits);
     for (; bits != 0; bits &= bits - 1) {
-      scores[64 * word + __builtin_ctzll(bits)] += weight * static_cast<float>(*values++);
+      float& score = scores[64 * word + __builtin_ctzll(bits)];
+      score = multiply_add(score, weight, static_cast<float>(*values++));
     }
   }
 }

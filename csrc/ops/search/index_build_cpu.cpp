@@ -75,7 +75,7 @@ class WindowBuilder {
       for (const RowEntry& entry : row_.entries()) {
         const Float16 half = to_float16(entry.value);
         CHECK((half.bits & 0x7c00u) != 0x7c00u, op_, ": ", name_,
-              ": expected magnitudes below 65520 for values=\"f16\", got ", entry.value, " in row ", row);
+              ": expected magnitudes below 65520 for values=\"f16\", got ", entry.value, " in row ", rows.first + row);
         stage(entry.column, document, half.bits);
       }
     } else {

@@ -40,7 +40,8 @@ class Queries {
       });
       const double steps = index.settings.values == ValueType::u8 ? 255 * weights : 0;
       CHECK(std::max(largest, steps) < kMostScore, rows.op, ": ", rows.name,
-            ": expected scores in the range of float32, got up to ", std::max(largest, steps), " in row ", row);
+            ": expected scores in the range of float32, got up to ", std::max(largest, steps), " in row ",
+            rows.first + row);
       query.end = terms_.size();
       most_terms_ = std::max(most_terms_, static_cast<index_t>(query.end - query.first));
       bound_errors(index.settings.values, index.largest_scale, weights, largest, query);

@@ -26,7 +26,7 @@ inline void for_each_entry(const SparseRowsView& rows, index_t row, index_t colu
   for (index_t i = begin; i < end; ++i) {
     const index_t column = indices[i];
     CHECK(0 <= column && column < columns, rows.op, ": ", rows.name, ": expected columns in 0 ... ", columns - 1,
-          ", got ", column, " in row ", row);
+          ", got ", column, " in row ", rows.first + row);
     body(column, static_cast<double>(values[i]));
   }
 }
@@ -46,7 +46,7 @@ inline void for_each_entry(const SparseRowsView& rows, index_t row, index_t colu
 inline float finite_float(double value, const SparseRowsView& rows, index_t row) {
   const auto rounded = static_cast<float>(value);
   CHECK(std::isfinite(rounded), rows.op, ": ", rows.name, ": expected finite values in the range of float32, got ",
-        value, " in row ", row);
+        value, " in row ", rows.first + row);
   return rounded;
 }
 

@@ -1,5 +1,6 @@
 // Scores of chosen pairs of a query and a row, as an index of float32 values gives them.
 #include "core/parallel.h"
+#include "ops/search/multiply_add.h"
 #include "ops/search/read_rows.h"
 #include "ops/search/search_index.h"
 
@@ -39,7 +40,7 @@ void score_rows(const SparseRowsView& queries, const SparseRowsView& rows, index
           if (place != 0) values[place - 1] = entry.value;
         }
         float score = 0;
-        for (const Term& term : terms) score += term.weight * values[term.place];
+        for (const Term& term : terms) score = multiply_add(score, term.weight, values[term.place]);
         scores[i] = score + 0.0f;  // -0 becomes 0
       }
       for (const std::uint32_t column : used) place_of_column[column] = 0;

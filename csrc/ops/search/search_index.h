@@ -23,6 +23,7 @@ struct SparseRowsView {
   DType value_type = DType::f32;
   index_t rows = 0;
   index_t entries = 0;
+  index_t first = 0;  // what errors call the first row
   const char* op = "";
   const char* name = "";
 };

@@ -89,7 +89,7 @@ class WindowScorer {
     for (const Addition* own = lists; own != lists + count; ++own) {
       const index_t place = own->rank < end_rank ? place_of(own->list, window_.documents(), document) : -1;
       if (place < 0) continue;
-      score += own->weight * stored_value(type, own->list.values, static_cast<std::size_t>(place));
+      score = multiply_add(score, own->weight, stored_value(type, own->list.values, static_cast<std::size_t>(place)));
     }
     return type == ValueType::u8 ? score * window_.scales()[document] : score;
   }
