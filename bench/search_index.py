@@ -2,7 +2,7 @@
 
     python bench/search_index.py [--rows 1000000] [--threads 2] [--queries 1000]
 
-Prints a Markdown table of the best of some rounds, in milliseconds. sparse_dot_topn is left out where it is not installed.
+Prints a Markdown table of the best of some rounds, in milliseconds. Without sparse_dot_topn its rows are missing.
 Every peer's scores are compared with ours before a ratio is printed.
 """
 
@@ -13,13 +13,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import docstrings
 import numpy as np
 import scipy.sparse as sp
 import torch
-from harness.machine import describe
 
+import docstrings
 import subspan
+from harness.machine import describe
 
 try:
     from sparse_dot_topn import sp_matmul_topn
@@ -74,8 +74,8 @@ def compare(name: str, queries: sp.csr_array, documents: sp.csr_array, peer_quer
 
     seconds, found = best(lambda: index.search(queries, K, "approx", threads=threads), 3)
     recall = np.mean([np.isin(a, b).mean() for a, b in zip(result.ids, found.ids, strict=True)])
-    print(f"| {name}: approx | {1e3 * seconds / queries.shape[0]:.3f} | | {ours * queries.shape[0] / seconds:.2f}x exact, "
-          f"recall {recall:.4f} |")  # fmt: skip
+    print(f"| {name}: approx | {1e3 * seconds / queries.shape[0]:.3f} | | "
+          f"{ours * queries.shape[0] / seconds:.2f}x exact, recall {recall:.4f} |")  # fmt: skip
 
     single, scipys = [], []
     for i in range(min(100, queries.shape[0])):

@@ -16,6 +16,9 @@ namespace subspan {
 namespace {
 
 constexpr index_t kMostQueriesPerBlock = 256;
+// A part's first window is added up whole, and its threshold is still low after that.
+constexpr index_t kPrunedParts = 8;
+constexpr index_t kLeastPrunedWindows = 16;
 constexpr double kFlopsPerPosting = 15;  // of the scale of kFlopsPerThread: the time that a posting takes
 
 // How a search is divided: queries into blocks, windows into parts, every part of every block a piece of work with hits
@@ -31,7 +34,7 @@ struct Division {
     const index_t long_parts = std::clamp<index_t>(windows / 8, 1, wanted);
     block = std::clamp<index_t>(quotient(queries * long_parts, wanted), 1, kMostQueriesPerBlock);
     blocks = quotient(queries, block);
-    parts = std::min(windows, prunes ? 8 : quotient(wanted, blocks));
+    parts = std::min(windows, prunes ? kPrunedParts : quotient(wanted, blocks));
   }
 };
 
@@ -171,15 +174,16 @@ SearchCost search_block_of(ValueType type, const Arguments&... arguments) {
 
 }  // namespace
 
-SearchCost search(const IndexContent& index, const SparseRowsView& rows, const Pruning& pruning,
-                  const SearchOutput& out, int threads) {
+SearchCost search(const IndexContent& index, const SparseRowsView& rows, const Pruning& asked, const SearchOutput& out,
+                  int threads) {
+  const auto windows = static_cast<index_t>(index.windows.size());
+  const Pruning pruning = windows < kLeastPrunedWindows ? Pruning{} : asked;
   const Queries queries(index, rows);
   for (index_t query = 0; query < queries.count(); ++query) out.error_bound[query] = queries.query(query).error_bound;
   SearchCost total;
   total.predicted = queries.predicted();
   if (queries.count() == 0 || out.k == 0) return total;
   threads = useful_threads(kFlopsPerPosting * static_cast<double>(total.predicted + queries.count()), threads);
-  const index_t windows = static_cast<index_t>(index.windows.size());
   const Division division(queries.count(), windows, threads, pruning.share > 0);
   const index_t block = division.block, blocks = division.blocks, parts = division.parts;
   const index_t room = BestDocuments::room(out.k);
