@@ -16,8 +16,7 @@ namespace subspan {
 namespace {
 
 constexpr index_t kMostQueriesPerBlock = 256;
-// A part's first window is added up whole, and its threshold is still low after that.
-constexpr index_t kPrunedParts = 8;
+// The first window is added up whole, and the threshold is still low after that.
 constexpr index_t kLeastPrunedWindows = 16;
 constexpr double kFlopsPerPosting = 15;  // of the scale of kFlopsPerThread: the time that a posting takes
 
@@ -27,14 +26,14 @@ constexpr double kFlopsPerPosting = 15;  // of the scale of kFlopsPerThread: the
 struct Division {
   index_t block, blocks, parts;
 
-  // What is left out depends on what a part has found before: then parts are the same whatever the threads and queries.
+  // What pruning leaves out depends on what was found before: windows then stay in one part, whatever the threads.
   Division(index_t queries, index_t windows, index_t threads, bool prunes) {
     const index_t wanted = threads == 1 ? 1 : 4 * threads;
     const auto quotient = [](index_t a, index_t b) { return (a + b - 1) / b; };
-    const index_t long_parts = std::clamp<index_t>(windows / 8, 1, wanted);
+    const index_t long_parts = prunes ? 1 : std::clamp<index_t>(windows / 8, 1, wanted);
     block = std::clamp<index_t>(quotient(queries * long_parts, wanted), 1, kMostQueriesPerBlock);
     blocks = quotient(queries, block);
-    parts = std::min(windows, prunes ? kPrunedParts : quotient(wanted, blocks));
+    parts = prunes ? 1 : std::min(windows, quotient(wanted, blocks));
   }
 };
 
