@@ -2,6 +2,7 @@
 #include "bindings/array_arg.h"
 #include "bindings/families.h"
 #include "core/check_view.h"
+#include "ops/search/index_file.h"
 #include "ops/search/search_index.h"
 
 namespace subspan {
@@ -82,6 +83,24 @@ py::tuple search_rows(const SearchIndex& self, py::handle offsets, py::handle in
   return py::make_tuple(cost.predicted, cost.postings, cost.windows, cost.looked_up);
 }
 
+// The content of a file that a Python buffer holds; the last search lets go of it.
+SearchIndex* open_buffer(const py::buffer& buffer, bool later, int threads, const char* op) {
+  auto* info = new py::buffer_info(buffer.request());
+  const std::shared_ptr<const char> memory(static_cast<const char*>(info->ptr), [info](const char*) {
+    const py::gil_scoped_acquire locked;
+    delete info;
+  });
+  const auto bytes = static_cast<std::size_t>(info->size * info->itemsize);
+  CHECK(info->ndim == 1 && info->itemsize == 1 && reinterpret_cast<std::uintptr_t>(info->ptr) % 8 == 0, op,
+        ": path: expected aligned bytes");
+  std::shared_ptr<const IndexContent> content;
+  {
+    py::gil_scoped_release unlocked;
+    content = open_file(memory, bytes, later, threads, op);
+  }
+  return new SearchIndex(std::move(content));
+}
+
 }  // namespace
 
 void bind_search_cpu(py::module_& m) {
@@ -117,6 +136,19 @@ void bind_search_cpu(py::module_& m) {
       // Another name for the same content, which stays while this one's is replaced.
       .def("copy", [](const SearchIndex& self) { return new SearchIndex(self.content()); })
       .def("become", [](SearchIndex& self, const SearchIndex& other) { self.replace(other.content()); })
+      .def_static("open", &open_buffer)
+      // What a file holds, one part after the other; the parts share the memory of this object.
+      .def("parts",
+           [](const SearchIndex& self) {
+             const auto content = self.content();
+             py::list parts;
+             parts.append(py::bytes(file_start(*content)));
+             for (const Window& window : content->windows) {
+               parts.append(py::memoryview::from_memory(window.view.data(),
+                                                        static_cast<py::ssize_t>(window.view.header().bytes)));
+             }
+             return parts;
+           })
       .def("search", &search_rows)
       .def("facts", [](const SearchIndex& self) {
         const auto content = self.content();

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import mmap as mapping
+import os
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -158,6 +162,58 @@ class SparseIndex:
                 if begin >= rows.n:
                     break
             self._core.become(core)
+
+    # --- files ---
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the index to a file: under another name first, so that a file of this name is the old or the new one
+        whatever happens. The format is that of ``csrc/ops/search/index_file.h``, the same on every machine.
+
+        Args:
+            path: the file, which is replaced if there is one.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        core = self._core.copy()
+        target = os.path.abspath(os.fspath(path))
+        name = f"{target}.{secrets.token_hex(6)}"
+        try:
+            with open(name, "xb") as file:
+                for part in core.parts():
+                    file.write(part)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(name, target)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name)
+            raise
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], mmap: bool = False, *, threads: int | None = None) -> SparseIndex:
+        """The index of a file; it gives the same results, and can be added to.
+
+        Args:
+            path: the file.
+            mmap: False reads the file and verifies all of it. True maps it, verifies its header and tables, and every
+                window when a search first comes to it; the file must then stay as it is.
+            threads: as in :meth:`build`.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: it is damaged, truncated, of another version or no index. For a mapped one :meth:`search` and
+                :meth:`add` may raise it too.
+        """
+        op = f"{_NAME}.load"
+        _check.flag(op, "mmap", mmap)
+        used = _threads(op, threads)
+        with open(path, "rb") as file:
+            if mmap and os.fstat(file.fileno()).st_size:
+                content: Any = mapping.mmap(file.fileno(), 0, access=mapping.ACCESS_READ)
+            else:
+                content = np.fromfile(file, np.uint8)
+        return cls(_native.cpu.SearchIndex.open(content, bool(mmap), used, op))
 
     # --- searching ---
 

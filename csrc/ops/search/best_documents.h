@@ -103,7 +103,7 @@ class BestDocuments {
     for (index_t i = 0; i < others.count_; ++i) add(others.ranks_[i]);
   }
 
-  // The best, best first; where at least k documents were offered, k of them.
+  // The best, best first, k of them: fewer were offered only where a file's numbers are made up.
   void write_sorted(float* scores, std::int64_t* documents) {
     if (count_ > k_) keep_best();
     std::sort(ranks_, ranks_ + count_, std::greater<>());
@@ -111,6 +111,8 @@ class BestDocuments {
       scores[i] = score_of(ranks_[i]);
       documents[i] = document_of(ranks_[i]);
     }
+    std::fill(scores + count_, scores + k_, 0.0f);
+    std::fill(documents + count_, documents + k_, -1);
   }
 
  private:

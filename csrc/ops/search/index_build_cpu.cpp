@@ -252,7 +252,7 @@ std::shared_ptr<const IndexContent> with_documents(const IndexContent& before, c
         WindowBuilder builder(settings, rows.op, rows.name);
         const index_t begin = first + item * settings.window;
         const index_t end = std::min(after->documents, begin + settings.window);
-        if (item == 0 && replaced != nullptr) builder.take(replaced->view);
+        if (item == 0 && replaced != nullptr) builder.take(replaced->verified());
         for (index_t document = std::max(begin, before.documents); document < end; ++document) {
           builder.append(rows, document - before.documents);
         }

@@ -111,6 +111,8 @@ class WindowView {
   ValueType type() const { return static_cast<ValueType>(header().value_type); }
   index_t documents() const { return header().documents; }
   const float* scales() const { return scales_; }
+  const DirectoryEntry* directory() const { return directory_; }
+  const ListStart* starts() const { return lists_; }
   bool has_negative_lists(index_t columns) const {
     return header().directory > static_cast<index_t>((columns + 63) / 64);
   }

@@ -6,8 +6,10 @@
 // document without a common term has the score 0 like any other. What a score is does not depend on the documents
 // around it, on the number of threads, on how queries are batched, or on whether documents came at once or were added.
 #pragma once
+#include <atomic>
 #include <memory>
 #include <mutex>
+#include <string>
 #include <vector>
 
 #include "ops/search/index_window.h"
@@ -43,10 +45,32 @@ struct TermSummary {
 };
 static_assert(sizeof(TermSummary) == 16, "the layout of a file");
 
+// What is left to be verified of a window that comes from a file.
+class WindowCheck {
+ public:
+  WindowCheck(index_t columns, std::uint32_t checksum, const char* op)
+      : columns_(columns), checksum_(checksum), op_(op) {}
+  // Throws where the window is not what was saved. Several threads may find that out at once.
+  void run(const WindowView& window);
+
+ private:
+  index_t columns_;
+  std::uint32_t checksum_;
+  std::string op_;
+  std::atomic<bool> done_{false};
+};
+
 struct Window {
   std::shared_ptr<const char> memory;
   WindowView view;
   index_t first = 0;  // document
+  std::shared_ptr<WindowCheck> check = nullptr;
+
+  // The view, to be read beyond its header.
+  const WindowView& verified() const {
+    if (check != nullptr) check->run(view);
+    return view;
+  }
 };
 
 // Never changed once it is made: searches hold the content that they began with.

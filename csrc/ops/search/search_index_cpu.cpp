@@ -114,7 +114,7 @@ SearchCost search_block(const IndexContent& index, const Queries& queries, const
   Addition* lists[2];
   for (Addition*& list : lists) list = workspace.take<Addition>(2 * queries.most_terms());
   for (std::size_t w = first_window; w < end_window; ++w) {
-    const WindowView& window = index.windows[w].view;
+    const WindowView& window = index.windows[w].verified();
     const index_t first = index.windows[w].first, documents = window.documents();
     WindowScorer<type> scorer(window, scores);
     const auto find = [&](index_t query) {
