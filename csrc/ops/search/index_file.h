@@ -4,9 +4,9 @@
 //   FileHeader | BlockEntry for each window | TermSummary for each column | the windows as index_window.h describes
 //   them
 //
-// Every section has a CRC-32C (Castagnoli). A file is refused unless its length, all checksums and everything that is
-// used to find places in memory are right: offsets, counts, that documents of a list rise and are in the window. So a
-// truncated, damaged or made-up file cannot make a search read out of bounds.
+// Every section, with the zeros after it, has a CRC-32C (Castagnoli). A file is refused unless its length, all
+// checksums and everything that is used to find places in memory are right: offsets, counts, that documents of a list
+// rise and are in the window. So a truncated, damaged or made-up file cannot make a search read out of bounds.
 #pragma once
 #include <string>
 

@@ -168,8 +168,8 @@ std::string file_start(const IndexContent& index) {
   header.values = static_cast<std::uint32_t>(index.settings.values);
   header.windows = static_cast<std::uint32_t>(index.windows.size());
   header.largest_scale = index.largest_scale;
-  header.blocks_checksum = crc32c(start.data() + layout.blocks, index.windows.size() * sizeof(BlockEntry));
-  header.terms_checksum = crc32c(start.data() + layout.terms, columns * sizeof(TermSummary));
+  header.blocks_checksum = crc32c(start.data() + layout.blocks, layout.terms - layout.blocks);
+  header.terms_checksum = crc32c(start.data() + layout.terms, layout.windows - layout.terms);
   header.header_checksum = header_checksum(header);
   std::memcpy(start.data(), &header, sizeof header);
   return start;
@@ -190,8 +190,8 @@ std::shared_ptr<const IndexContent> open_file(std::shared_ptr<const char> memory
   const FileLayout layout(header.windows, header.columns);
   const auto* blocks = reinterpret_cast<const BlockEntry*>(data + layout.blocks);
   const auto* terms = reinterpret_cast<const TermSummary*>(data + layout.terms);
-  CHECK(header.blocks_checksum == crc32c(data + layout.blocks, header.windows * sizeof(BlockEntry)) &&
-            header.terms_checksum == crc32c(data + layout.terms, header.columns * sizeof(TermSummary)),
+  CHECK(header.blocks_checksum == crc32c(data + layout.blocks, layout.terms - layout.blocks) &&
+            header.terms_checksum == crc32c(data + layout.terms, layout.windows - layout.terms),
         op, ": path: expected a sound file, got a damaged table");
   auto index = std::make_shared<IndexContent>();
   index->settings = {static_cast<index_t>(header.columns), static_cast<ValueType>(header.values),
