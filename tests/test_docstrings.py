@@ -11,8 +11,9 @@ import pytest
 import subspan
 from subspan import nn
 
-PUBLIC = [getattr(subspan, name) for name in subspan.__all__ if name != "SparseRows"]
-MODULES = [subspan.SparseRows, *(getattr(nn, name) for name in nn.__all__)]
+CONTAINERS = ("SearchResult", "SparseIndex", "SparseRows")
+PUBLIC = [getattr(subspan, name) for name in subspan.__all__ if name not in CONTAINERS]
+MODULES = [subspan.SparseIndex, subspan.SparseRows, *(getattr(nn, name) for name in nn.__all__)]
 SECTIONS = ("Args:", "Returns:", "Raises:", "Cost:", "Gradient:", "Source:", ">>>")
 
 

@@ -19,6 +19,8 @@ TESTS = [
     "test_every_op_memory.py",
     "test_every_op_bad_input.py",
     "test_arrays.py",
+    "test_sparse_index.py",
+    "test_sparse_index_files.py",
     "test_threads.py",
     "test_cuda_emulated.py",
     "test_khatri_rao_emulated.py",

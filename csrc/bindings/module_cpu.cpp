@@ -32,6 +32,7 @@ PYBIND11_MODULE(SUBSPAN_MODULE_NAME, m, pybind11::mod_gil_not_used()) {
   bind_dense_cpu(m);
   bind_orthogonal_cpu(m);
   bind_phm_cpu(m);
+  bind_search_cpu(m);
   bind_sparse_cpu(m);
   bind_sparse_products_cpu(m);
 #ifdef SUBSPAN_SANITIZE

@@ -45,6 +45,7 @@ from .ops.sparse_thresholds import jumprelu, soft_threshold
 from .ops.sparse_topk import batch_topk, linear_topk, topk_rows
 from .ops.stiefel import egrad_to_rgrad, inverse_retract, project_tangent, retract, transport
 from .ops.subspace_logits import subspace_logits
+from .sparse_index import SearchResult, SparseIndex
 from .sparse_rows import SparseRows
 
 __version__ = "0.1.0"
@@ -59,6 +60,8 @@ def __getattr__(name: str) -> object:
 
 
 __all__ = [
+    "SearchResult",
+    "SparseIndex",
     "SparseRows",
     "algebra",
     "batch_topk",

@@ -496,3 +496,42 @@ def pursuit_gradient(
     threads: int,
     /,
 ) -> None: ...
+def score_rows(
+    offsets: Any,
+    indices: Any,
+    values: Any,
+    row_offsets: Any,
+    row_indices: Any,
+    row_values: Any,
+    columns: int,
+    ids: Any,
+    scores: Any,
+    threads: int,
+    op: str,
+    /,
+) -> None: ...
+
+class SearchIndex:
+    def __init__(self, columns: int, values: int, window: int, bitmap_share: float, /) -> None: ...
+    def add(self, offsets: Any, indices: Any, values: Any, first: int, threads: int, op: str, /) -> None: ...
+    def copy(self) -> SearchIndex: ...
+    def become(self, other: SearchIndex, /) -> None: ...
+    @staticmethod
+    def open(buffer: Any, later: bool, threads: int, op: str, /) -> SearchIndex: ...
+    def parts(self) -> list[Any]: ...
+    def search(
+        self,
+        offsets: Any,
+        indices: Any,
+        values: Any,
+        scores: Any,
+        ids: Any,
+        error_bound: Any,
+        share: float,
+        trust: float,
+        first: int,
+        threads: int,
+        op: str,
+        /,
+    ) -> tuple[int, int, int, int]: ...
+    def facts(self) -> dict[str, Any]: ...
