@@ -30,7 +30,7 @@ SHAPES: dict[str, tuple[tuple[int, ...], int, int]] = {
     "tiles": ((21, 9), 60, 3),
 }
 #: The first forms the Gram matrix of its atoms, the others do not.
-LARGE = {"updated": ((700, 80), 300, 5), "recomputed": ((150, 90), 900, 3), "large batch": ((9, 40, 30), 50, 4)}
+LARGE = {"updated": ((700, 80), 300, 7), "recomputed": ((150, 90), 900, 3), "large batch": ((9, 40, 30), 50, 4)}
 
 
 def samples(dtype: torch.dtype, shapes: Any = SHAPES) -> list[Sample]:

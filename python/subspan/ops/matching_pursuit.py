@@ -117,10 +117,11 @@ def matching_pursuit(
         TypeError, ValueError: wrong arrays, shapes, steps or by; no atoms.
 
     Cost:
-        2 n atoms d flops for each step; or, where 1/2 atoms^2 d multiply-adds are fewer than what this saves and the
-        matrix takes at most 1 GiB, once, and then a row of W W^T, atoms numbers, is read for each row and step. What is
-        chosen does not depend on which way: products that lie closer than the updates' rounding errors are formed
-        again. Memory: a copy of W, that matrix, and some MB for each thread. The composite does as MP-SAE.
+        2 n atoms d flops for each step; or, where this saves more than twice as much and the matrix takes at most 1
+        GiB, about atoms^2 d multiply-adds once for W W^T, and then a row of W W^T, atoms numbers, is read for each row
+        and step. What is chosen does not depend on which way: products that lie closer than the updates' rounding
+        errors are formed again. Memory: a copy of W, that matrix, and some MB for each thread. The composite does as
+        MP-SAE.
 
     Gradient:
         Of the values and the residual in x and W, the choice held constant, as a derivative does wherever no two
