@@ -14,8 +14,8 @@ constexpr index_t kUpdatedRows = 32;    // whose products with all atoms are for
 
 // Whether products with the atoms are updated by rows of W W^T. In multiply-adds of `recompute`: forming half of that
 // matrix takes atoms^2 d / 2, half as long again for one because it is written twice, and its fresh memory; each step
-// after the first then reads atoms numbers for a row, in place of atoms d multiply-adds. Measured where memory is at hand;
-// where the system has to find it, a page can take many times as long, so twice as much has to be saved as spent.
+// after the first then reads atoms numbers for a row, in place of atoms d multiply-adds. Measured where memory is at
+// hand; where the system has to find it, a page can take many times as long, so twice as much has to be saved as spent.
 bool updates_products(index_t rows, index_t atoms, index_t length, index_t steps, double bytes) {
   constexpr double kRead = 56, kFresh = 80;
   const auto d = static_cast<double>(length);
