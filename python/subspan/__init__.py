@@ -1,5 +1,6 @@
 """The linear algebra of representation learning, compiled, for PyTorch, NumPy and CuPy arrays."""
 
+from ._search_result import SearchResult
 from .ops.angles import principal_angles, principal_cosines, subspace_distance, subspace_similarity
 from .ops.class_coding_rates import class_coding_rates, rate_reduction
 from .ops.coding_rate import coding_rate, logdet_gram, rate_operator, spd_logdet
@@ -45,7 +46,7 @@ from .ops.sparse_thresholds import jumprelu, soft_threshold
 from .ops.sparse_topk import batch_topk, linear_topk, topk_rows
 from .ops.stiefel import egrad_to_rgrad, inverse_retract, project_tangent, retract, transport
 from .ops.subspace_logits import subspace_logits
-from .sparse_index import SearchResult, SparseIndex
+from .sparse_index import SparseIndex
 from .sparse_rows import SparseRows
 
 __version__ = "0.1.0"

@@ -36,6 +36,15 @@ class Rows(NamedTuple):
             values=self.values[first:last],
         )
 
+    def chosen(self, numbers: np.ndarray) -> Rows:
+        """Some of the rows."""
+        if len(numbers) == self.n:
+            return self
+        lengths = (self.offsets[1:] - self.offsets[:-1])[numbers]
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        entries = np.repeat(self.offsets[numbers] - offsets[:-1], lengths) + np.arange(offsets[-1])
+        return self._replace(offsets=offsets, indices=self.indices[entries], values=self.values[entries])
+
 
 def rows(op: str, name: str, given: Any) -> Rows:
     """Of SparseRows, a scipy.sparse matrix, a sparse or dense torch tensor, a list of those of one row, as

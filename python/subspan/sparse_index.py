@@ -16,6 +16,7 @@ import numpy as np
 from . import _check, _native, _route
 from ._check import torch
 from ._progress import Progress
+from ._search_result import SearchResult
 from ._sparse_input import Rows
 from ._sparse_input import rows as as_rows
 
@@ -28,32 +29,6 @@ _SHARE, _TRUST = 0.7, 0.4
 _MOST_QUERIES, _MOST_HITS = 4096, 2**22
 #: A certificate is sought among up to this many times k documents.
 _MOST_CANDIDATES = 64
-
-
-class SearchResult(tuple[Any, Any]):
-    """``(scores, ids)`` of a search, with what is known of them.
-
-    Attributes:
-        scores: (queries, k) float32, descending.
-        ids: (queries, k) int64, documents in the order in which they came.
-        certified: (queries,) whether these are certainly the k documents of largest score by the values that were
-            given, before they were stored in fewer bits.
-    """
-
-    certified: Any
-
-    def __new__(cls, scores: Any, ids: Any, certified: Any) -> SearchResult:
-        result = super().__new__(cls, (scores, ids))
-        result.certified = certified
-        return result
-
-    @property
-    def scores(self) -> Any:
-        return self[0]
-
-    @property
-    def ids(self) -> Any:
-        return self[1]
 
 
 class SparseIndex:
@@ -342,7 +317,7 @@ class SparseIndex:
         left, candidates = np.arange(queries.n), 2 * k + 16
         while len(left):
             count = min(candidates, documents)
-            part = _chosen(queries, left)
+            part = queries.chosen(left)
             stored, found, bound = self._find(op, core, part, count, (0.0, 1.0), threads)
             exact = np.empty(stored.shape, np.float32)
             _native.cpu.score_rows(*part[:3], *originals[:3], self.columns, found, exact, threads, op)
@@ -464,16 +439,6 @@ class SparseIndex:
             "seconds": seconds,
             **report,
         }
-
-
-def _chosen(rows: Rows, chosen: np.ndarray) -> Rows:
-    """Some of the rows."""
-    if len(chosen) == rows.n:
-        return rows
-    lengths = (rows.offsets[1:] - rows.offsets[:-1])[chosen]
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    entries = np.repeat(rows.offsets[chosen] - offsets[:-1], lengths) + np.arange(offsets[-1])
-    return rows._replace(offsets=offsets, indices=rows.indices[entries], values=rows.values[entries])
 
 
 def _threads(op: str, threads: int | None) -> int:
