@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 EXTRAS = {"torch": "torch", "sklearn": "scikit-learn", "matplotlib": "matplotlib"}
-STUDIES = ("mcr2", "mlc", "crate", "grassmann", "similarity", "householder", "orthogonal", "phm", "sparse")
+STUDIES = ("mcr2", "mlc", "crate", "grassmann", "similarity", "householder", "orthogonal", "phm", "sparse", "search")
 PICTURE_TYPES = (".png", ".pdf", ".svg")
 
 
@@ -20,7 +20,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         help="mcr2: a representation from labels; mlc: clusters without labels; crate: a white-box transformer; "
         "grassmann: classes as subspaces; similarity: the layers of two networks; householder: a projector with "
         "orthonormal factors; orthogonal: a network of orthogonal layers; phm: a transformer of hypercomplex layers; "
-        "sparse: a text encoder that is cheap to search (default: all nine)",
+        "sparse: a text encoder that is cheap to search; search: texts by their summaries (default: all ten)",
     )
     parser.add_argument("--steps", type=int, help="optimiser steps of each training (default: the study's own)")
     parser.add_argument("--seed", type=int, default=0, help="of split, weights and batches (default: 0)")
@@ -73,11 +73,12 @@ def main(arguments: list[str] | None = None) -> int:
         orthogonal,
         phm,
         report,
+        search,
         similarity,
         sparse,
     )
 
-    studies = (mcr2, mlc, crate, grassmann, similarity, householder, orthogonal, phm, sparse)
+    studies = (mcr2, mlc, crate, grassmann, similarity, householder, orthogonal, phm, sparse, search)
     modules = dict(zip(STUDIES, studies, strict=True))
     if options.threads is not None:
         torch.set_num_threads(options.threads)

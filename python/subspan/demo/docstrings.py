@@ -53,12 +53,13 @@ class Docstrings:
         return self.hash == PINNED_HASH
 
 
-def load(seed: int) -> Docstrings:
-    """Every docstring with a summary and a body; the share of them whose summaries are never trained on."""
+def load(seed: int, all_terms: bool = False) -> Docstrings:
+    """Every docstring with a summary and a body, over the commonest terms or all; the share of them whose summaries are
+    never trained on."""
     texts = list(dict.fromkeys(text for package in PACKAGES for text in _texts(package)))
     summaries, bodies = zip(*texts, strict=True)
     digest = hashlib.sha256("\0".join(summaries + bodies).encode()).hexdigest()
-    vectorizer = TfidfVectorizer(max_features=VOCABULARY, sublinear_tf=True, dtype=np.float32)
+    vectorizer = TfidfVectorizer(max_features=None if all_terms else VOCABULARY, sublinear_tf=True, dtype=np.float32)
     body_rows = vectorizer.fit_transform(bodies)
     summary_rows = vectorizer.transform(summaries)
     order = np.random.default_rng(seed).permutation(len(texts))
