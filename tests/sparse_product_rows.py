@@ -240,7 +240,7 @@ def sddmm_bad() -> list[BadInput]:
         BadInput("width", {"W": torch.ones(3, 6, 4).double()}, ValueError, "W", ("(3, 6, 4)", "(3, 7, 5)")),
         BadInput("batch of W", {"W": torch.ones(2, 6, 5).double()}, ValueError, "W", ("(2, 6, 5)", "(3, 7, 5)")),
         BadInput("type of W", {"W": torch.ones(3, 6, 5)}, TypeError, "W", ("float32", "float64")),
-        BadInput("rows of G", {"G": torch.ones(3, 8, 5).double()}, ValueError, "S", ("(3, 8, 5)", "(3, 7, 6)")),
+        BadInput("rows of G", {"G": torch.ones(3, 8, 5).double()}, ValueError, "indices", ("(3, 8, 5)", "(3, 7, 6)")),
         *places_bad(),
     ]
 

@@ -37,8 +37,8 @@ def orthonormality(frame: Tensor) -> float:
 
 @pytest.mark.parametrize("dtype", REAL, ids=str)
 def test_step_is_its_definition(dtype: torch.dtype) -> None:
-    """Rounding may amount to 2000 units: P begins at a point where D is nothing but rounding, 1e4 of which delta lets
-    through, by a rate of 0.3 and to entries of W by one of 0.05."""
+    """Rounding may amount to 9000 units: P begins at a point where D is nothing but the rounding of sums of 12 products,
+    12 units, 1e4 of which delta lets through, by a rate of 0.3 and to entries of W by one of 0.05; in each of 5 steps."""
     settings: dict[str, Any] = {"betas": (0.8, 0.9), "eps": 1e-3, "weight_decay": 0.1, "scale": 0.5, "subspace_lr": 0.3}
     start = matrices(dtype)
     tensors = checks.parameters(start)
@@ -55,7 +55,7 @@ def test_step_is_its_definition(dtype: torch.dtype) -> None:
                 W, G, P, M, V, step + 1, 0.05, (0.8, 0.9), 1e-3, 0.1, RANK, 0.5, 0.3
             )
         got = tensor.detach().double().numpy()
-        bound = 2000 * torch.finfo(dtype).eps
+        bound = 9000 * torch.finfo(dtype).eps
         np.testing.assert_allclose(got.T if turned else got, W, rtol=0, atol=bound)
         frame = optimiser.state[tensor]["frame"]
         np.testing.assert_allclose(frame @ frame.mT, P @ P.T, rtol=0, atol=bound)

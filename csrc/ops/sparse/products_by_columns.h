@@ -2,7 +2,6 @@
 //   sums_m = sum_i S_im X_i        products_im = X_i . Y_m, of every entry
 // Sums of all columns; of those that have entries, one after the other; or added to what `sums` holds.
 #pragma once
-#include <cstring>
 #include <vector>
 
 #include "core/huge_pages.h"
@@ -189,7 +188,8 @@ class ColumnProducts {
 
   void write_zeros(index_t row, index_t begin, index_t end) const {
     if (narrow_)
-      return with_narrow_row(row, [&](auto* out) { std::memset(out + begin, 0, (end - begin) * sizeof *out); });
+      return with_narrow_row(row,
+                             [&](auto* out) { std::fill(out + begin, out + end, std::decay_t<decltype(*out)>{}); });
     write_base<T>(begin, end, {nullptr, wide_row(row), nullptr, streams_});
   }
 

@@ -18,10 +18,11 @@ def finite_items(matrices: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _reciprocal_gaps(values: Tensor, eps: float) -> Tensor:
-    """1 / (values_j - values_i), and 0 where the two are equal to rounding in units of eps."""
+    """1 / (values_j - values_i), and 0 where the two are equal to rounding in units of eps: their own, and that of the
+    matrix, which a product of a few factors has from its making."""
     gaps = values[..., None, :] - values[..., :, None]
     largest = values.abs().amax(-1, keepdim=True)[..., None] if values.shape[-1] else gaps
-    distinct = gaps.abs() > values.shape[-1] * eps * largest
+    distinct = gaps.abs() > 8 * values.shape[-1] * eps * largest
     return torch.where(distinct, torch.where(distinct, gaps, 1).reciprocal(), 0)
 
 
