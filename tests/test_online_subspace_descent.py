@@ -37,8 +37,8 @@ def orthonormality(frame: Tensor) -> float:
 
 @pytest.mark.parametrize("dtype", REAL, ids=str)
 def test_step_is_its_definition(dtype: torch.dtype) -> None:
-    """Rounding may amount to 9000 units: P begins at a point where D is nothing but the rounding of sums of 12 products,
-    12 units, 1e4 of which delta lets through, by a rate of 0.3 and to entries of W by one of 0.05; in each of 5 steps."""
+    """Rounding may amount to 9000 units: P begins at a point where D is nothing but the rounding of 12 products,
+    of which delta lets 1e4 units through for each, by a rate of 0.3 and to entries of W by one of 0.05, in 5 steps."""
     settings: dict[str, Any] = {"betas": (0.8, 0.9), "eps": 1e-3, "weight_decay": 0.1, "scale": 0.5, "subspace_lr": 0.3}
     start = matrices(dtype)
     tensors = checks.parameters(start)
