@@ -7,12 +7,11 @@ from typing import Any
 
 from .. import _check, _native, _route
 from ..sparse_rows import unchecked
+from .sparse_topk import RANKS
 
 composite: Any = None  # without torch there is nothing to compose
 if _check.torch is not None:
     from ..composite import matching_pursuit as composite
-
-_RANKS = {"value": 0, "abs": 1}
 
 
 def _shapes(x: Any, W: Any, steps: int, by: int, relu: bool) -> tuple[tuple[int, ...], ...]:
@@ -153,7 +152,7 @@ def matching_pursuit(
     if W.shape[-2] >= 2**31:
         raise ValueError(f"{op}: W: expected fewer than 2**31 atoms, got {W.shape[-2]}")
     steps = _check.count(op, "steps", steps)
-    by_code = _check.choice(op, "by", by, _RANKS)
+    by_code = _check.choice(op, "by", by, RANKS)
     _check.flag(op, "relu", relu)
     _check.flag(op, "return_residual", return_residual)
     relu = bool(relu)
