@@ -16,8 +16,6 @@ import subspan
 from baselines import angles as baseline
 from harness.case import ACCURATE, PEER, PLAIN, SUBSPAN, Bar, Case, Variant
 
-from .crate import weighted
-
 SIZES = {torch.float32: 4, torch.float64: 8}
 NAMES = {torch.float32: "", torch.float64: ", float64"}
 
@@ -88,11 +86,11 @@ def geodesic_gradient(dtype: torch.dtype) -> Case:
         op="subspace_distance",
         make_inputs=_bases(count, n, k, dtype, orthonormal=False),
         variants=(
-            Variant(PLAIN, "QR, svdvals, acos", weighted(baseline.geodesic_squared)),
-            Variant(PLAIN, "Cholesky, svdvals, acos", weighted(baseline.geodesic_squared_by_gram)),
-            Variant(SUBSPAN, "subspan", weighted(partial(subspan.subspace_distance, squared=True))),
+            Variant(PLAIN, "QR, svdvals, acos", baseline.geodesic_squared),
+            Variant(PLAIN, "Cholesky, svdvals, acos", baseline.geodesic_squared_by_gram),
+            Variant(SUBSPAN, "subspan", partial(subspan.subspace_distance, squared=True)),
         ),
-        reference=weighted(baseline.geodesic_squared),
+        reference=baseline.geodesic_squared,
         flops=count * (6 * n * k * k + 8 * n * k * k + 12 * k**3),
         bytes=SIZES[dtype] * count * 4 * n * k,
         bars=(Bar(PLAIN, 4),),

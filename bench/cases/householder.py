@@ -29,22 +29,8 @@ def _normal(*shapes: tuple[int, ...]):
     return make
 
 
-def _weights(result: Tensor) -> Tensor:
-    return torch.linspace(0.5, 1.5, result.shape[-1], dtype=result.dtype, device=result.device)
-
-
-def weighted(function):
-    """With an upstream gradient of its own for every column."""
-
-    def call(*inputs: Tensor) -> Tensor:
-        result = function(*inputs)
-        return result * _weights(result)
-
-    return call
-
-
 def orthogonality(value: Tensor) -> str:
-    Q = (value / _weights(value)).double()
+    Q = value.double()
     gram = Q.mT @ Q
     return f"max|QᵀQ-I| {(gram - torch.eye(Q.shape[-1], dtype=Q.dtype, device=Q.device)).abs().max():.1e}"
 
@@ -53,7 +39,7 @@ def product(batch: int, m: int, k: int, bars: tuple[Bar, ...], peer: bool) -> Ca
     one_by_one = Variant(
         PEER,
         "one reflector after the other",
-        weighted(lambda V: baseline.one_by_one(V, torch.eye(m, k, dtype=V.dtype, device=V.device))),
+        lambda V: baseline.one_by_one(V, torch.eye(m, k, dtype=V.dtype, device=V.device)),
     )
     return Case(
         name=f"householder_product {batch}×({m}×{k})",
@@ -61,10 +47,10 @@ def product(batch: int, m: int, k: int, bars: tuple[Bar, ...], peer: bool) -> Ca
         make_inputs=_normal((batch, m, k)),
         variants=(
             *((one_by_one,) if peer else ()),
-            Variant(PLAIN, "compact WY", weighted(partial(baseline.wy_product, columns=k))),
-            Variant(SUBSPAN, "subspan", weighted(subspan.householder_product)),
+            Variant(PLAIN, "compact WY", partial(baseline.wy_product, columns=k)),
+            Variant(SUBSPAN, "subspan", subspan.householder_product),
         ),
-        reference=weighted(partial(baseline.wy_product, columns=k)),
+        reference=partial(baseline.wy_product, columns=k),
         flops=batch * (2 * m * k * k + m * k * k + 6 * m * k * k),
         bytes=5 * FLOAT * batch * m * k,
         quality=orthogonality,
@@ -83,13 +69,13 @@ def lapack(batch: int, m: int, k: int, timed: int) -> Case:
             Variant(
                 PEER,
                 f"torch.linalg.householder_product, first {timed}",
-                weighted(lambda A: baseline.by_torch(A[:timed])),
+                lambda A: baseline.by_torch(A[:timed]),
                 scale=batch / timed,
             ),
-            Variant(PLAIN, "compact WY", weighted(lambda A: baseline.wy_product(baseline.unit_triangular(A), k))),
-            Variant(SUBSPAN, "subspan", weighted(partial(subspan.householder_product, lapack=True))),
+            Variant(PLAIN, "compact WY", lambda A: baseline.wy_product(baseline.unit_triangular(A), k)),
+            Variant(SUBSPAN, "subspan", partial(subspan.householder_product, lapack=True)),
         ),
-        reference=weighted(lambda A: baseline.wy_product(baseline.unit_triangular(A), k)),
+        reference=lambda A: baseline.wy_product(baseline.unit_triangular(A), k),
         flops=batch * (2 * m * k * k + m * k * k + 6 * m * k * k),
         bytes=5 * FLOAT * batch * m * k,
         quality=orthogonality,
@@ -104,11 +90,11 @@ def apply(batch: int, m: int, k: int, p: int, bar: float, source: str) -> Case:
         op="householder_apply",
         make_inputs=_normal((batch, m, k), (batch, m, p)),
         variants=(
-            Variant(PEER, "one reflector after the other", weighted(baseline.one_by_one)),
-            Variant(PLAIN, "compact WY", weighted(baseline.wy_apply)),
-            Variant(SUBSPAN, "subspan", weighted(subspan.householder_apply)),
+            Variant(PEER, "one reflector after the other", baseline.one_by_one),
+            Variant(PLAIN, "compact WY", baseline.wy_apply),
+            Variant(SUBSPAN, "subspan", subspan.householder_apply),
         ),
-        reference=weighted(baseline.wy_apply),
+        reference=baseline.wy_apply,
         flops=batch * (12 * m * k * p + 3 * m * k * k),
         bytes=FLOAT * batch * (2 * m * k + 4 * m * p),
         bars=(Bar(PLAIN, bar),),
@@ -128,11 +114,11 @@ def gan(m: int, rank: int) -> Case:
         op="householder_product",
         make_inputs=_normal((m, m), (m, m), (rank,)),
         variants=(
-            Variant(PEER, "fasth, all columns", weighted(baseline.gan_weight)),
-            Variant(PLAIN, "compact WY", weighted(baseline.gan_weight_by_wy)),
-            Variant(SUBSPAN, "subspan", weighted(ours)),
+            Variant(PEER, "fasth, all columns", baseline.gan_weight),
+            Variant(PLAIN, "compact WY", baseline.gan_weight_by_wy),
+            Variant(SUBSPAN, "subspan", ours),
         ),
-        reference=weighted(baseline.gan_weight_by_wy),
+        reference=baseline.gan_weight_by_wy,
         flops=2 * 12 * m * m * rank + 6 * m * m * rank,
         bytes=FLOAT * (4 * m * m + 2 * m * m),
         source="spec, case 5",

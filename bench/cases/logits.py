@@ -1,5 +1,4 @@
-"""Logits of class subspaces at the sizes of GCR's heads, from its weight (classes k, n). Logits are summed with fixed
-weights, since equal upstream gradients would be a special case.
+"""Logits of class subspaces at the sizes of GCR's heads, from its weight (classes k, n).
 
 Floors: one product of 2 m n classes k forward, two more backward; the bases are read once forward and once backward,
 and their gradient is written.
@@ -18,7 +17,6 @@ from baselines import logits as baseline
 from harness.case import PEER, PLAIN, SUBSPAN, Bar, Case, Variant
 
 from .coding_rate import FLOAT
-from .crate import weighted
 
 
 def _inputs(m: int, n: int, classes: int, k: int):
@@ -53,11 +51,11 @@ def logits(m: int, n: int, classes: int, k: int, backward: bool, bars: tuple[Bar
         op="subspace_logits",
         make_inputs=_inputs(m, n, classes, k),
         variants=(
-            Variant(PEER, "GCR, without the normalisation", weighted(partial(baseline.norm_of_groups, k=k))),
-            *(Variant(PLAIN, label, weighted(partial(function, k=k))) for label, function in plain.items()),
-            Variant(SUBSPAN, "subspan", weighted(ours)),
+            Variant(PEER, "GCR, without the normalisation", partial(baseline.norm_of_groups, k=k)),
+            *(Variant(PLAIN, label, partial(function, k=k)) for label, function in plain.items()),
+            Variant(SUBSPAN, "subspan", ours),
         ),
-        reference=weighted(partial(baseline.norm_of_groups, k=k)),
+        reference=partial(baseline.norm_of_groups, k=k),
         **_floor(m, n, classes, k, backward),
         bars=bars,
         backward=backward,
@@ -76,12 +74,12 @@ def head(m: int, n: int, classes: int, k: int) -> Case:
         op="nn.GrassmannLinear",
         make_inputs=_inputs(m, n, classes, k),
         variants=(
-            Variant(PEER, "GCR", weighted(partial(baseline.published_head, k=k))),
-            Variant(PLAIN, "norm of groups", weighted(partial(baseline.published_head, k=k))),
-            Variant(PLAIN, "squares of rows", weighted(partial(baseline.normalised_squares, k=k))),
-            Variant(SUBSPAN, "subspan", weighted(ours)),
+            Variant(PEER, "GCR", partial(baseline.published_head, k=k)),
+            Variant(PLAIN, "norm of groups", partial(baseline.published_head, k=k)),
+            Variant(PLAIN, "squares of rows", partial(baseline.normalised_squares, k=k)),
+            Variant(SUBSPAN, "subspan", ours),
         ),
-        reference=weighted(partial(baseline.published_head, k=k)),
+        reference=partial(baseline.published_head, k=k),
         **_floor(m, n, classes, k, backward=True),
         source="GCR, k = 8",
     )

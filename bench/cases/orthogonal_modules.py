@@ -18,13 +18,14 @@ from torch import Tensor
 from baselines import householder as reflectors
 from baselines import orthogonal_modules as baseline
 from harness.case import PEER, PLAIN, SUBSPAN, Bar, Case, Variant
+from harness.upstream import upstream_of
 from subspan import householder_apply
 from subspan.nn.householder import projected
 from subspan.nn.orthogonal import Orthogonal
 from subspan.ops.skew import cayley_of_packed
 
 from .coding_rate import FLOAT
-from .householder import _normal, orthogonality, weighted
+from .householder import _normal, orthogonality
 
 
 def _base(size: int) -> Tensor:
@@ -62,23 +63,14 @@ def _by_subspan(kind: str, shape: tuple[int, int]) -> Callable[[Tensor], Tensor]
     return weight
 
 
-def _applied(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """The weight on one vector, which gives every entry an upstream gradient of its own and costs next to nothing."""
-
-    def call(X: Tensor) -> Tensor:
-        weight = function(X)
-        return weight @ torch.linspace(0.5, 1.5, weight.shape[-1], dtype=weight.dtype, device=weight.device)
-
-    return call
-
-
 def _timed(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], float]:
     """Seconds of the function forward and backward: its value is not that of the case."""
 
     def seconds(X: Tensor) -> float:
         X = X.detach().clone().requires_grad_()
         start = time.perf_counter()
-        _applied(function)(X).sum().backward()
+        value = function(X)
+        value.backward(upstream_of(value))
         return time.perf_counter() - start
 
     return seconds
@@ -102,11 +94,11 @@ def parametrization(
         op="nn.orthogonal",
         make_inputs=inputs,
         variants=(
-            Variant(PEER, f"torch, {kind}", _applied(_by_torch(kind, (m, n)))),
+            Variant(PEER, f"torch, {kind}", _by_torch(kind, (m, n))),
             *theirs,
-            Variant(SUBSPAN, "subspan", _applied(_by_subspan(kind, (m, n)))),
+            Variant(SUBSPAN, "subspan", _by_subspan(kind, (m, n))),
         ),
-        reference=_applied(_by_torch(kind, (m, n))),
+        reference=_by_torch(kind, (m, n)),
         flops=flops,
         bytes=FLOAT * (4 * m * n + max(m, n) ** 2),
         bars=bars,
@@ -139,11 +131,11 @@ def linear(features: int, rank: int, rows: int) -> Case:
         op="nn.HouseholderLinear",
         make_inputs=inputs,
         variants=(
-            Variant(PEER, "HouseholderGAN, fasth", weighted(whole)),
-            Variant(PLAIN, "compact WY", weighted(by_wy)),
-            Variant(SUBSPAN, "subspan", weighted(ours)),
+            Variant(PEER, "HouseholderGAN, fasth", whole),
+            Variant(PLAIN, "compact WY", by_wy),
+            Variant(SUBSPAN, "subspan", ours),
         ),
-        reference=weighted(by_wy),
+        reference=by_wy,
         flops=2 * 10 * features * rank**2 + 12 * features * rank * rows,
         bytes=FLOAT * (4 * rows * features + 4 * features * rank),
         bars=(Bar(PEER, 20),),
@@ -177,11 +169,11 @@ def adapter(features: int, r: int, rows: int) -> Case:
         op="nn.HouseholderAdapter",
         make_inputs=inputs,
         variants=(
-            Variant(PEER, "PEFT, HRA", weighted(lambda vectors, x: baseline.hra_layer(vectors, frozen(x), x))),
-            Variant(PLAIN, "compact WY", weighted(by_wy)),
-            Variant(SUBSPAN, "subspan", weighted(ours)),
+            Variant(PEER, "PEFT, HRA", lambda vectors, x: baseline.hra_layer(vectors, frozen(x), x)),
+            Variant(PLAIN, "compact WY", by_wy),
+            Variant(SUBSPAN, "subspan", ours),
         ),
-        reference=weighted(lambda vectors, x: baseline.hra_layer(vectors, frozen(x), x)),
+        reference=lambda vectors, x: baseline.hra_layer(vectors, frozen(x), x),
         flops=12 * features * r * rows + 3 * features * r**2 + 4 * features**2 * rows,
         bytes=FLOAT * (features**2 + 6 * rows * features + 2 * features * r),
         source="PEFT, HRA",
@@ -198,12 +190,12 @@ def blocks(count: int, size: int, bars: tuple[Bar, ...]) -> Case:
         op="nn.OrthogonalBlocks",
         make_inputs=inputs,
         variants=(
-            Variant(PEER, "PEFT, 5 terms", weighted(lambda a: baseline.oft_by_series(a, size)), note="inexact"),
-            Variant(PLAIN, "solve", weighted(lambda a: baseline.oft_by_solve(a, size))),
-            Variant(PLAIN, "inverse", weighted(lambda a: baseline.oft_by_inverse(a, size))),
-            Variant(SUBSPAN, "subspan", weighted(cayley_of_packed)),
+            Variant(PEER, "PEFT, 5 terms", lambda a: baseline.oft_by_series(a, size), note="inexact"),
+            Variant(PLAIN, "solve", lambda a: baseline.oft_by_solve(a, size)),
+            Variant(PLAIN, "inverse", lambda a: baseline.oft_by_inverse(a, size)),
+            Variant(SUBSPAN, "subspan", cayley_of_packed),
         ),
-        reference=weighted(lambda a: baseline.oft_by_inverse(a, size)),
+        reference=lambda a: baseline.oft_by_inverse(a, size),
         flops=6 * count * size**3,
         bytes=FLOAT * count * 3 * size**2,
         bars=bars,

@@ -127,16 +127,6 @@ def inference(
     )
 
 
-def _weighted(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """With an upstream gradient of its own for every output."""
-
-    def call(*inputs: Tensor) -> Tensor:
-        result = function(*inputs)
-        return result * torch.linspace(0.5, 1.5, result.shape[-1], dtype=result.dtype, device=result.device)
-
-    return call
-
-
 def training(width: int, n: int, rows: int, bars: tuple[Bar, ...], source: str) -> Case:
     dense = _normal(9, "cpu", (width, width))[0].requires_grad_()
     return Case(
@@ -144,14 +134,14 @@ def training(width: int, n: int, rows: int, bars: tuple[Bar, ...], source: str) 
         op="phm_linear",
         make_inputs=lambda seed, device: _normal(seed, device, (rows, width), (n, n, n), (n, width // n, width // n)),
         variants=(
-            Variant(PEER, "sum of Kronecker products", _weighted(baseline.kronecker_sum)),
-            Variant(PLAIN, "one product makes W", _weighted(baseline.through_weight)),
-            Variant(PLAIN, "einsum makes W", _weighted(baseline.einsum_weight)),
-            Variant(PLAIN, "two products, no W", _weighted(baseline.mixed_after)),
-            Variant(YARDSTICK, "dense layer", _weighted(lambda x, A, S: linear(x, dense.to(x.device)))),
-            Variant(SUBSPAN, "subspan", _weighted(subspan.phm_linear)),
+            Variant(PEER, "sum of Kronecker products", baseline.kronecker_sum),
+            Variant(PLAIN, "one product makes W", baseline.through_weight),
+            Variant(PLAIN, "einsum makes W", baseline.einsum_weight),
+            Variant(PLAIN, "two products, no W", baseline.mixed_after),
+            Variant(YARDSTICK, "dense layer", lambda x, A, S: linear(x, dense.to(x.device))),
+            Variant(SUBSPAN, "subspan", subspan.phm_linear),
         ),
-        reference=_weighted(baseline.kronecker_sum),
+        reference=baseline.kronecker_sum,
         flops=6 * rows * width**2,
         bytes=FLOAT * (2 * width**2 / n + 4 * rows * width),
         bars=bars,
@@ -167,12 +157,12 @@ def adapter(inputs: int, outputs: int, n: int, rank: int, rows: int, bars: tuple
             seed, device, (rows, inputs), (n, n, n), (n, outputs // n, rank), (n, rank, inputs // n)
         ),
         variants=(
-            Variant(PEER, "sum of Kronecker products", _weighted(baseline.lowrank_kronecker_sum)),
-            Variant(PLAIN, "one product makes W", _weighted(baseline.lowrank_through_weight)),
-            Variant(PLAIN, "factor after factor", _weighted(baseline.lowrank_steps)),
-            Variant(SUBSPAN, "subspan", _weighted(subspan.phm_linear_lowrank)),
+            Variant(PEER, "sum of Kronecker products", baseline.lowrank_kronecker_sum),
+            Variant(PLAIN, "one product makes W", baseline.lowrank_through_weight),
+            Variant(PLAIN, "factor after factor", baseline.lowrank_steps),
+            Variant(SUBSPAN, "subspan", subspan.phm_linear_lowrank),
         ),
-        reference=_weighted(baseline.lowrank_kronecker_sum),
+        reference=baseline.lowrank_kronecker_sum,
         flops=3 * 2 * rows * n * rank * (inputs + outputs + n * n),
         bytes=FLOAT * 4 * rows * (inputs + outputs),
         bars=bars,

@@ -17,7 +17,6 @@ from harness.case import PEER, PLAIN, SUBSPAN, Bar, Case, Variant
 
 from .coding_rate import FLOAT
 from .phm import _normal as normal
-from .upstream import with_upstream
 
 
 def convolution(channels: int, n: int, pixels: int, items: int, bars: tuple[Bar, ...]) -> Case:
@@ -33,12 +32,12 @@ def convolution(channels: int, n: int, pixels: int, items: int, bars: tuple[Bar,
             seed, device, (items, channels, pixels, pixels), (n, n, n), (n, k, k, 3, 3)
         ),
         variants=(
-            Variant(PEER, "sum of Kronecker products", with_upstream(baseline.kronecker_conv2d)),
-            Variant(PLAIN, "one product makes W", with_upstream(baseline.composed_conv2d)),
-            Variant(PLAIN, "einsum makes W", with_upstream(baseline.einsum_conv2d)),
-            Variant(SUBSPAN, "subspan", with_upstream(ours)),
+            Variant(PEER, "sum of Kronecker products", baseline.kronecker_conv2d),
+            Variant(PLAIN, "one product makes W", baseline.composed_conv2d),
+            Variant(PLAIN, "einsum makes W", baseline.einsum_conv2d),
+            Variant(SUBSPAN, "subspan", ours),
         ),
-        reference=with_upstream(baseline.kronecker_conv2d),
+        reference=baseline.kronecker_conv2d,
         flops=3 * 2 * items * pixels**2 * 9 * channels**2,
         bytes=FLOAT * (9 * channels**2 * (2 + 2 / n) + 4 * items * channels * pixels**2),
         bars=bars,
@@ -61,20 +60,20 @@ def adapter(
         half = len(factors) // 2
         return subspan.phm_adapter(x, factors[:half], factors[half:])
 
-    plain = [Variant(PLAIN, "one product makes W", with_upstream(baseline.composed_adapter))]
+    plain = [Variant(PLAIN, "one product makes W", baseline.composed_adapter)]
     if rank is not None:
-        plain.append(Variant(PLAIN, "factor after factor", with_upstream(baseline.adapter_steps)))
+        plain.append(Variant(PLAIN, "factor after factor", baseline.adapter_steps))
     whole = "whole components" if rank is None else f"rank {rank}"
     return Case(
         name=f"phm_adapter {features} → {hidden} → {features}, n={n}, {whole}, batch {rows}",
         op="phm_adapter",
         make_inputs=lambda seed, device: normal(seed, device, (rows, features), *shapes),
         variants=(
-            Variant(PEER, "sums of Kronecker products", with_upstream(baseline.kronecker_adapter)),
+            Variant(PEER, "sums of Kronecker products", baseline.kronecker_adapter),
             *plain,
-            Variant(SUBSPAN, "subspan", with_upstream(ours)),
+            Variant(SUBSPAN, "subspan", ours),
         ),
-        reference=with_upstream(baseline.kronecker_adapter),
+        reference=baseline.kronecker_adapter,
         flops=flops,
         bytes=FLOAT * 5 * rows * features,
         bars=bars,

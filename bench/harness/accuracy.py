@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .upstream import upstream_of
+
 
 class Exact(NamedTuple):
     value: Tensor
@@ -16,7 +18,7 @@ class Exact(NamedTuple):
 
 
 def exact(reference: Callable[..., Tensor], inputs: Sequence[Tensor], backward: bool) -> Exact:
-    """The reference, and the gradients of its sum, at the inputs as they are, in float64 on the CPU."""
+    """The reference, and its gradients, at the inputs as they are, in float64 on the CPU."""
     return _evaluate(reference, [_to_float64(x) for x in inputs], backward)
 
 
@@ -38,7 +40,7 @@ def _evaluate(function: Callable[..., Tensor], inputs: Sequence[Tensor], backwar
         if isinstance(value, list):  # of arrays of different shapes
             value = torch.cat([part.flatten() for part in value])
         wanted = [x for x in leaves if x.requires_grad]
-        gradients = torch.autograd.grad(value.sum(), wanted, allow_unused=True) if backward else ()
+        gradients = torch.autograd.grad(value, wanted, upstream_of(value), allow_unused=True) if backward else ()
     # An input that the reference holds constant has no gradient, and may have none in a variant either.
     return Exact(_to_float64(value.detach()), [_to_float64(g) for g in gradients if g is not None])
 

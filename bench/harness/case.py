@@ -21,7 +21,7 @@ FLOOR_FRACTION = 0.65
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to compute a case: `function(*inputs)` returns the value whose sum is differentiated.
+    """One way to compute a case: `function(*inputs)` returns the value that is differentiated.
 
     Args:
         kind: one of the names above. Of several PEER or PLAIN variants the fastest counts.

@@ -20,6 +20,7 @@ from . import machine
 from .accuracy import Exact, exact, relative_errors
 from .case import COMPILED, PLAIN, SUBSPAN, Case, Variant
 from .result import Measurement, Result, Settings
+from .upstream import upstream_of
 
 SAMPLE_SECONDS = 1e-3  # a sample repeats the step until it lasts at least this long
 COMPILE_LIMIT = 60.0  # seconds after which torch.compile is given up
@@ -168,7 +169,7 @@ def subspan_step(case: Case, settings: Settings):
 
 
 def _step(case: Case, variant: Variant, inputs):
-    """The timed call: forward, or forward and backward of the sum with gradients cleared first."""
+    """The timed call: forward, or forward and backward with gradients cleared first."""
     function = variant.function
     if not case.backward or variant.self_timed:
 
@@ -179,7 +180,8 @@ def _step(case: Case, variant: Variant, inputs):
 
     def forward_and_backward():
         _clear_gradients(inputs)
-        function(*inputs).sum().backward()
+        value = function(*inputs)
+        value.backward(upstream_of(value))
 
     return forward_and_backward
 
