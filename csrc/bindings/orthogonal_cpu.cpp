@@ -106,6 +106,16 @@ void bind_stiefel(py::module_& m) {
     py::gil_scoped_release unlocked;
     stiefel_retract_cpu(x.view(), v.view(), out.view(), static_cast<Retraction>(method), rows, threads);
   });
+  m.def("stiefel_retract_gradient", [](py::handle X, py::handle V, py::handle G, py::handle d_X, py::handle d_V,
+                                       int method, bool rows, int threads) {
+    constexpr const char* op = "retract";
+    const ArrayArg x(X, op, "X"), v(V, op, "V"), g(G, op, "G");
+    const OutputArg out_x(d_X, op, "d_X"), out_v(d_V, op, "d_V");
+    check_stiefel_retract_gradient(x.view(), v.view(), g.view(), out_x.view(), out_v.view(), kDevice);
+    py::gil_scoped_release unlocked;
+    stiefel_retract_gradient_cpu(x.view(), v.view(), g.view(), out_x.view(), out_v.view(),
+                                 static_cast<Retraction>(method), rows, threads);
+  });
   // Lists of equal length; buffers, seconds and largest may be empty.
   m.def("stiefel_step",
         [](const py::list& X, const py::list& gradients, const py::list& buffers, const py::list& seconds,

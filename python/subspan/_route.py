@@ -180,6 +180,13 @@ def _cuda_path(name: str) -> tuple[str, str]:
     return "composite", "the kernel is not yet measured on a GPU; SUBSPAN_CUDA_KERNELS=1 selects it"
 
 
+def in_torch(*upstreams: Any) -> bool:
+    """Whether the gradient that these lead to will be differentiated, or is one of many: torch operations make it."""
+    from ._route_torch import is_batched
+
+    return torch.is_grad_enabled() or any(is_batched(g) for g in upstreams if g is not None)
+
+
 def threads() -> int:
     return torch.get_num_threads() if torch is not None else _native.cpu.max_threads()
 

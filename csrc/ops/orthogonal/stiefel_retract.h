@@ -6,6 +6,8 @@
 //   geodesic of the canonical metric (Edelman, Arias, Smith 1998, section 2.4.1), as [X N] exp([[S, -N^T N], [I, 0]])
 //   [I; 0] with N = V - X C, S = (C - C^T) / 2: no QR of N, whose rank is free. X, V (*batch, n, k), or (*batch, k, n)
 //   with `rows`; any strides and any floating point types. result: as X, packed, of the type computed in for X.
+// stiefel_retract_gradient: those of X and V from the gradient G of the result. All three are combinations of X, V and
+// G with k x k coefficients of their products; G, of the type computed in, any strides; d_X, d_V as the result.
 // The symmetric part of C does not count: of any V the tangent part is taken.
 #pragma once
 #include "core/batch.h"
@@ -28,7 +30,20 @@ inline void check_stiefel_retract(const TensorView& X, const TensorView& V, cons
         ": result: expected the shape of X");
 }
 
+inline void check_stiefel_retract_gradient(const TensorView& X, const TensorView& V, const TensorView& G,
+                                           const TensorView& d_X, const TensorView& d_V, Device device) {
+  constexpr const char* op = "retract";
+  check_stiefel_retract(X, V, d_X, device);
+  check_stiefel_retract(X, V, d_V, device);
+  check_input(G, 2, device, op, "G");
+  CHECK(G.dtype == compute_dtype(X.dtype) && G.size(-1) == X.size(-1) && G.size(-2) == X.size(-2) &&
+            batch_count(G, 2) == batch_count(X, 2),
+        op, ": G: expected the shape of X and the type that is computed in");
+}
+
 void stiefel_retract_cpu(const TensorView& X, const TensorView& V, const TensorView& result, Retraction method,
                          bool rows, int threads);
+void stiefel_retract_gradient_cpu(const TensorView& X, const TensorView& V, const TensorView& G, const TensorView& d_X,
+                                  const TensorView& d_V, Retraction method, bool rows, int threads);
 
 }  // namespace subspan

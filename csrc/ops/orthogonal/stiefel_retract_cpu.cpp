@@ -1,6 +1,7 @@
 #include "core/dispatch.h"
 #include "core/small_matrix/square_solve.h"
 #include "ops/angles/chunks.h"
+#include "ops/orthogonal/stiefel_generator.h"
 #include "ops/orthogonal/stiefel_retract.h"
 
 namespace subspan {
@@ -14,41 +15,28 @@ class Coefficients {
         of_V(Square::take(rank, workspace)),
         method_(method),
         rank_(rank),
-        E_(Square::take(rank, workspace)),
-        F_(Square::take(rank, workspace)),
+        generator_(rank, workspace),
+        transposed_(Square::take(rank, workspace)),
         block_(Square::take(2 * rank, workspace)),
         right_(Square::take(method == Retraction::kCayley ? 2 * rank : 0, workspace)),
         exponential_(method == Retraction::kExp ? 2 * rank : 0, workspace) {}
 
   // S = X^T X, C = X^T V, D = V^T V.
   void run(const Square& S, const Square& C, const Square& D) {
-    set_generator(S, C, D);
+    generator_.set(S, C, D);
     method_ == Retraction::kCayley ? cayley(S, C) : exponential(S, C);
   }
 
   Square of_X, of_V;
 
  private:
-  // E = X^T P and F = P^T P, of which Z^T U = [[E, S], [-F, -E^T]] consists; Z^T X = [S; -E^T].
-  void set_generator(const Square& S, const Square& C, const Square& D) {
-    copy(E_, C);
-    multiply_into(E_, S, C, -0.5, 1);  // S is symmetric
-    copy(F_, D);
-    multiply_into(F_, C, C, -0.5, 1);  // P^T P = V^T P - C^T E / 2, V^T P = D - C^T C / 2
-    multiply_into(F_, C, E_, -0.5, 1);
-  }
-
-  // X + U y, where (I - Z^T U / 2) y = Z^T X.
+  // X + U y, where (I - Z^T U / 2) y = Z^T X = [S; -E^T].
   void cayley(const Square& S, const Square& C) {
+    generator_.write_cayley(S, block_);
     for (index_t i = 0; i < rank_; ++i) {
       for (index_t j = 0; j < rank_; ++j) {
-        const double one = i == j ? 1 : 0;
-        block_(i, j) = one - E_(i, j) / 2;
-        block_(i, rank_ + j) = -S(i, j) / 2;
-        block_(rank_ + i, j) = F_(i, j) / 2;
-        block_(rank_ + i, rank_ + j) = one + E_(j, i) / 2;
         right_(i, j) = S(i, j);
-        right_(rank_ + i, j) = -E_(j, i);
+        right_(rank_ + i, j) = -generator_.E(j, i);
       }
     }
     solve_in_place(block_, right_);
@@ -61,19 +49,10 @@ class Coefficients {
     resolve(C);
   }
 
-  // exp(W) X = exp(W) U [0; I] = U exp(Z^T U) [0; I], since W U = U Z^T U. With P / s and s X in U and Z the blocks
-  // beside the diagonal are equally large.
+  // exp(W) X = exp(W) U [0; I] = U exp(Z^T U) [0; I], since W U = U Z^T U.
   void exponential(const Square& S, const Square& C) {
-    const double norm = row_sum_norm(F_);
-    const double balance = norm > 0 && norm < 1e300 ? std::ldexp(1.0, std::ilogb(std::sqrt(norm))) : 1;
-    for (index_t i = 0; i < rank_; ++i) {
-      for (index_t j = 0; j < rank_; ++j) {
-        block_(i, j) = E_(i, j);
-        block_(i, rank_ + j) = S(i, j) * balance;
-        block_(rank_ + i, j) = -F_(i, j) / balance;
-        block_(rank_ + i, rank_ + j) = -E_(j, i);
-      }
-    }
+    const double balance = generator_.balance();
+    generator_.write_balanced(S, balance, block_);
     exponential_.run(block_);
     for (index_t i = 0; i < rank_; ++i) {
       for (index_t j = 0; j < rank_; ++j) {
@@ -86,15 +65,14 @@ class Coefficients {
 
   // From coefficients of P = V - X C / 2 to those of V.
   void resolve(const Square& C) {
-    transpose_into(E_, C);
-    multiply_into(of_X, E_, of_V, -0.5, 1);
+    transpose_into(transposed_, C);
+    multiply_into(of_X, transposed_, of_V, -0.5, 1);
   }
-
-  static void copy(const Square& to, const Square& from) { std::copy_n(from.data(), from.elements(), to.data()); }
 
   Retraction method_;
   index_t rank_;
-  Square E_, F_, block_, right_;
+  StiefelGenerator generator_;
+  Square transposed_, block_, right_;
   SquareExponential exponential_;
 };
 

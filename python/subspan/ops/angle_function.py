@@ -46,9 +46,7 @@ _gradient = _route.register(
 def _backward(g: Any, saved: Any, tensors: Any, parameters: Any, scaled: Any) -> tuple[Any, Any]:
     """By kernel, but in torch operations where the gradient will be differentiated."""
     (A, B), (value,) = tensors, saved
-    from .._route_torch import is_batched
-
-    if _check.torch.is_grad_enabled() or is_batched(g):
+    if _route.in_torch(g):
         d_A, d_B = composite.subspace_angles_gradient(A, B, value, g, *parameters)
     else:
         d_A, d_B = _gradient(2, A, B, g, *parameters)
@@ -103,9 +101,7 @@ _pairwise_phi = _route.register(
 def _pairwise_backward(g: Any, saved: Any, tensors: Any, parameters: Any, scaled: Any) -> tuple[Any, Any]:
     """From the derivatives with respect to all products A_i^T B_j, which are a matrix of the size of their matrix."""
     (A, B), (value,) = tensors, saved
-    from .._route_torch import is_batched
-
-    if _check.torch.is_grad_enabled() or is_batched(g):
+    if _route.in_torch(g):
         d_A, d_B = pairwise_composite.pairwise_gradient(A, B, value, g, *parameters)
     else:
         d_A, d_B = pairwise_composite.from_phi(A, B, _pairwise_phi(1, A, B, g.contiguous(), *parameters)[0])

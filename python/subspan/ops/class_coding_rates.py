@@ -86,9 +86,7 @@ _soft_class_gradient = _route.register(
 
 def _soft_class_backward(g: Any, saved: Any, tensors: Any, parameters: Any, scaled: Any) -> Any:
     Z, membership = tensors
-    from .._route_torch import is_batched
-
-    if _check.torch.is_grad_enabled() or is_batched(g):
+    if _route.in_torch(g):
         d_Z, d_membership = soft_composite.soft_class_gradient(Z, membership, g, *parameters)
     else:
         d_Z, d_membership = _soft_class_gradient(2, Z, membership, g, *parameters)

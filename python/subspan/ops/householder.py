@@ -65,20 +65,13 @@ _product_gradient = _route.register(
 )
 
 
-def _in_torch(g: Any) -> bool:
-    """Whether the gradient will be differentiated, or is one of many."""
-    from .._route_torch import is_batched
-
-    return bool(_check.torch.is_grad_enabled() or is_batched(g))
-
-
 def _rounded(gradients: Any, tensors: Any, needed: tuple[bool, ...]) -> tuple[Any, ...]:
     return tuple(g.to(t.dtype) if wanted else None for g, t, wanted in zip(gradients, tensors, needed, strict=True))
 
 
 def _apply_backward(g: Any, saved: Any, tensors: Any, parameters: Any, scaled: Any, needed: Any) -> Any:
     V, X, tau = tensors
-    if _in_torch(g):
+    if _route.in_torch(g):
         gradients = composite.householder_apply_gradient(V, g, X, tau, *parameters)
     else:
         gradients = _apply_gradient(3, *tensors, *saved, g, *parameters, *needed)
@@ -87,7 +80,7 @@ def _apply_backward(g: Any, saved: Any, tensors: Any, parameters: Any, scaled: A
 
 def _product_backward(g: Any, saved: Any, tensors: Any, parameters: Any, scaled: Any, needed: Any) -> Any:
     V, tau = tensors
-    if _in_torch(g):
+    if _route.in_torch(g):
         gradients = composite.householder_product_gradient(V, g, tau, *parameters)
     else:
         gradients = _product_gradient(2, *tensors, *saved, g, *parameters, *needed)

@@ -24,11 +24,9 @@ def _wanted(array: Any, wanted: bool) -> tuple[int, ...]:
 
 
 def _backward(g: Any, saved: Any, tensors: Any, parameters: Any, scaled: Any, needed: Any) -> Any:
-    from .._route_torch import is_batched
-
     x, W, indices = tensors
     g_values, g_residual = g
-    if _check.torch.is_grad_enabled() or any(is_batched(u) for u in g if u is not None):
+    if _route.in_torch(*g):
         d_x, d_W = composite.pursuit_gradient(x, W, indices, g_values, g_residual, *parameters)
     else:
         d_x, d_W = _gradient(2, x, W, indices, g_values, g_residual, *parameters, *needed[:2])

@@ -36,10 +36,8 @@ def _shapes(A: Any, polar: bool, rows: bool) -> tuple[tuple[int, ...], ...]:
 
 def _backward(g: Any, saved: Any, tensors: Any, parameters: Any, scaled: Any) -> tuple[Any]:
     """By kernel, but in torch operations where the gradient will be differentiated or is one of many."""
-    from .._route_torch import is_batched
-
     arrays = (*saved, *g)
-    if _check.torch.is_grad_enabled() or any(is_batched(array) for array in arrays if array is not None):
+    if _route.in_torch(*arrays):
         d_A = composite.orthonormalize_gradient(*arrays, *parameters)
     else:
         d_A = _gradient(1, *arrays, *parameters)[0]

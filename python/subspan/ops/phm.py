@@ -9,7 +9,6 @@ from .. import _check, _native, _route
 
 composite: Any = None  # without torch there is nothing to compose
 if _check.torch is not None:
-    from .._route_torch import is_batched
     from ..composite import phm as composite
 
 METHODS = {"auto": 0, "direct": 1, "compose": 2, "rank": 3}
@@ -55,11 +54,6 @@ _linear_gradient = _route.register(
 )
 
 
-def in_torch(g: Any) -> bool:
-    """Whether the gradient will be differentiated, or is one of many."""
-    return bool(_check.torch.is_grad_enabled() or is_batched(g))
-
-
 def rounded(gradients: Any, tensors: Any, needed: tuple[bool, ...]) -> tuple[Any, ...]:
     return tuple(
         [
@@ -70,7 +64,7 @@ def rounded(gradients: Any, tensors: Any, needed: tuple[bool, ...]) -> tuple[Any
 
 
 def _weight_backward(g: Any, saved: Any, tensors: Any, parameters: Any, scaled: Any, needed: Any) -> Any:
-    if in_torch(g):
+    if _route.in_torch(g):
         gradients = composite.phm_weight_gradient(*tensors, g, needed)
     else:
         gradients = _weight_gradient(2, *tensors, g, *needed)
@@ -79,7 +73,7 @@ def _weight_backward(g: Any, saved: Any, tensors: Any, parameters: Any, scaled: 
 
 def _linear_backward(g: Any, saved: Any, tensors: Any, parameters: Any, scaled: Any, needed: Any) -> Any:
     x, A, S, _ = tensors
-    if in_torch(g):
+    if _route.in_torch(g):
         gradients = composite.phm_linear_gradient(x, A, S, g, needed)
     else:
         gradients = _linear_gradient(4, x, A, S, g, *needed)

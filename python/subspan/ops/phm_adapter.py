@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from .. import _check, _native, _route
-from .phm import check_length, in_torch, phm_weight, rounded
+from .phm import check_length, phm_weight, rounded
 
 composite: Any = None  # without torch there is nothing to compose
 if _check.torch is not None:
@@ -46,7 +46,7 @@ _gradient = _route.register(
 
 
 def _backward(g: Any, saved: Any, tensors: Any, parameters: Any, scaled: Any, needed: Any) -> Any:
-    if in_torch(g):
+    if _route.in_torch(g):
         x, *factors = tensors
         gradients = composite.phm_adapter_gradient(x, tuple(factors[:4]), tuple(factors[4:]), g, *parameters, needed)
     else:

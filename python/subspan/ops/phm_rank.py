@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .. import _check, _native, _route
-from .phm import check_length, in_torch, map_rows, rounded, usual, wanted_shapes
+from .phm import check_length, map_rows, rounded, usual, wanted_shapes
 
 composite: Any = None  # without torch there is nothing to compose
 if _check.torch is not None:
@@ -18,7 +18,7 @@ def _rank_backward(g: Any, saved: Any, tensors: Any, parameters: Any, scaled: An
 
 
 def _lowrank_backward(g: Any, saved: Any, tensors: Any, parameters: Any, scaled: Any, needed: Any) -> Any:
-    if in_torch(g):
+    if _route.in_torch(g):
         gradients = composite.phm_linear_lowrank_gradient(*tensors[:-1], g, needed)
     else:
         gradients = _lowrank_gradient(5, *tensors[:-1], g, *needed)

@@ -19,9 +19,7 @@ def _backward(upstream: Any, saved: Any, tensors: Any, parameters: Any, scaled: 
     """By kernel, but in torch operations where the gradient will be differentiated, or is that of the fixed point."""
     (scores, *_), P = tensors, saved[0]
     arguments = (scores, P, upstream, *parameters)
-    from .._route_torch import is_batched
-
-    if _check.torch.is_grad_enabled() or parameters[2] == _IMPLICIT or is_batched(upstream):
+    if parameters[2] == _IMPLICIT or _route.in_torch(upstream):
         gradient = composite.sinkhorn_gradient(*arguments)
     else:
         gradient = _sinkhorn_gradient(1, *arguments)[0]

@@ -30,10 +30,8 @@ _cayley_gradient = _route.register(
 
 def _cayley_backward(g: Any, saved: Any, tensors: Any, parameters: Any, scaled: Any) -> tuple[Any]:
     """By kernel, but in torch operations where the gradient will be differentiated or is one of many."""
-    from .._route_torch import is_batched
-
     (W,) = saved
-    if _check.torch.is_grad_enabled() or is_batched(g):
+    if _route.in_torch(g):
         gradient = cayley_composite.cayley_gradient(W, g)
     else:
         (gradient,) = _cayley_gradient(1, W, g)
@@ -71,11 +69,9 @@ _triangle_gradient = _route.register(
 
 def _triangle_backward(g: Any, saved: Any, tensors: Any, parameters: Any, scaled: Any) -> tuple[Any, None]:
     """As _cayley_backward. The base is a constant."""
-    from .._route_torch import is_batched
-
     W, turned = saved
     turned = None if tensors[1] is None else turned
-    if _check.torch.is_grad_enabled() or is_batched(g):
+    if _route.in_torch(g):
         gradient = cayley_composite.cayley_of_triangle_gradient(W, turned, g)
     else:
         (gradient,) = _triangle_gradient(1, W, turned, g)
@@ -122,10 +118,8 @@ _packed_gradient = _route.register(
 
 def _packed_backward(g: Any, saved: Any, tensors: Any, parameters: Any, scaled: Any) -> tuple[Any]:
     """As _cayley_backward."""
-    from .._route_torch import is_batched
-
     (W,) = saved
-    if _check.torch.is_grad_enabled() or is_batched(g):
+    if _route.in_torch(g):
         gradient = cayley_composite.cayley_of_packed_gradient(W, g)
     else:
         (gradient,) = _packed_gradient(1, W, g)
@@ -179,10 +173,8 @@ _skew_expm_gradient = _route.register(
 
 def _skew_expm_backward(g: Any, saved: Any, tensors: Any, parameters: Any, scaled: Any) -> tuple[Any]:
     """As _cayley_backward. The kernel makes use of the result, the formula that is differentiated does not."""
-    from .._route_torch import is_batched
-
     (A,) = tensors
-    if _check.torch.is_grad_enabled() or is_batched(g):
+    if _route.in_torch(g):
         gradient = expm_composite.skew_expm_gradient(A, g)
     else:
         (gradient,) = _skew_expm_gradient(1, A, *saved, g)

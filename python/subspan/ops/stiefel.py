@@ -21,6 +21,27 @@ _METHODS = {"qr": 0, "polar": 1, "cayley": 2, "exp": 3}
 _INVERSES = {"qr": _stiefel.inverse_qr, "polar": _stiefel.inverse_polar, "cayley": _stiefel.inverse_cayley}
 _METRICS = {"euclidean": 0, "canonical": 1}
 
+_retract_gradient = _route.register(
+    _route.Op(
+        name="stiefel_retract_gradient",
+        inputs=(("X", 2), ("V", 2), ("grad", 2)),
+        schema="int method, bool rows",
+        outputs=("compute", "compute"),
+        shapes=lambda X, *_: (tuple(X.shape), tuple(X.shape)),
+        kernel=_native.cpu.stiefel_retract_gradient,
+        composite=lambda X, V, grad, *args: composite.retract_gradient(grad, X, V, *args),
+        saves=(),
+        public="retract",
+    )
+)
+
+
+def _backward(g: Any, saved: Any, tensors: Any, parameters: Any, scaled: Any) -> Any:
+    if _route.in_torch(g):
+        return composite.retract_gradient(g, *tensors, *parameters)
+    return tuple(d.to(x.dtype) for d, x in zip(_retract_gradient(2, *tensors, g, *parameters), tensors, strict=True))
+
+
 _stiefel_retract = _route.register(
     _route.Op(
         name="stiefel_retract",
@@ -31,7 +52,7 @@ _stiefel_retract = _route.register(
         kernel=_native.cpu.stiefel_retract,
         composite=lambda *args: composite.retract(*args),
         gradient=lambda *args: (),
-        backward=lambda g, saved, tensors, parameters, scaled: composite.retract_gradient(g, *tensors, *parameters),
+        backward=_backward,
         saves=(),
         public="retract",
     )

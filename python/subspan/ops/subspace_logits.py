@@ -48,9 +48,7 @@ def _composite_gradient(x: Any, W: Any, z: Any, upstream: Any, scale: float, nor
 def _backward(g: Any, saved: Any, tensors: Any, parameters: Any, scaled: Any, needed: tuple[bool, bool]) -> Any:
     """By kernel, but in torch operations where the gradient will be differentiated or is one of many."""
     x, W = tensors
-    from .._route_torch import is_batched
-
-    if _check.torch.is_grad_enabled() or is_batched(g):
+    if _route.in_torch(g):
         d_x, d_W = composite.subspace_logits_gradient(x, W, saved[0], g, *parameters)
     else:
         columns = W.stride(-2) < W.stride(-1)  # the layout of memory, so that nobody has to copy the gradient
