@@ -2,18 +2,23 @@
 
     python bench/breakdown.py --family phm                # every case, with two threads and with one
     python bench/breakdown.py --case adapter --output phm_breakdown.md
+    python bench/breakdown.py --missed bench/results/zen4/phm.json    # what misses its bar there
 
 For each case the step that `bench/run.py` times, subspan's alone: how long it takes, how much of that is spent in the
 compiled module, and in how many calls; the rest is Python, autograd, and the framework's own operations. Then the same
 with one thread, what part of the floor the compiled code alone reaches, and how many pages of memory the system maps in
 a step: half a microsecond each and more on virtual machines, they are those of results that the C library gave back to
 the system after the step before.
+
+With `--missed` the table also says what was asked and reached in those results, and what part of the floor a time that
+meets the bar would be: near 100 % or beyond, the others are as fast as the machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import resource
 import statistics
 import sys
@@ -22,6 +27,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import BuiltinFunctionType, ModuleType
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -81,9 +87,9 @@ import torch  # noqa: E402
 
 from cases import FAMILIES  # noqa: E402
 from harness import machine  # noqa: E402
-from harness.case import Case  # noqa: E402
+from harness.case import SUBSPAN, Case  # noqa: E402
 from harness.measure import subspan_step  # noqa: E402
-from harness.report import percent, seconds  # noqa: E402
+from harness.report import percent, seconds, times  # noqa: E402
 from harness.result import Settings  # noqa: E402
 
 SECONDS = 0.4  # of steps for each number of threads
@@ -138,21 +144,59 @@ def row(case: Case, threads: int) -> list[str]:
     ]
 
 
+def asked(result: dict[str, Any]) -> list[str]:
+    """Of a row of results: its bars, with what a time that meets them would be of the floor, and what was reached."""
+    bars, reached = [], [f"{percent(result['floor_fraction'])} of floor"]
+    for bar in result["bars"]:
+        against, ratio = bar["against"], bar["ratio"]
+        if against == "floor":
+            bars.append(f"{percent(ratio)} of floor")
+            continue
+        timed = [v for v in result["variants"] if v["rounds_s"]]
+        own = next(v for v in timed if v["kind"] == SUBSPAN)
+        rivals = [v for v in timed if v["kind"] == against or (v is not own and v["label"].startswith(against))]
+        best = min(rivals, key=lambda v: v["median_s"])
+        ratios = [theirs / ours for theirs, ours in zip(best["rounds_s"], own["rounds_s"], strict=True)]
+        bars.append(f"{ratio:.3g}× {against} ({percent(result['floor_s'] * ratio / best['median_s'])} of floor)")
+        reached.append(f"{times(statistics.median(ratios))} {against}")
+    return [", ".join(bars), ", ".join(reached)]
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--family", action="append", choices=list(FAMILIES), help="may be repeated; default: all")
     parser.add_argument("--case", default="", metavar="SUBSTRING", help="only cases with this in their name")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", type=Path, help="a file, instead of the terminal")
+    parser.add_argument("--missed", type=Path, action="append", help="results in JSON: only what misses its bar there")
     options = parser.parse_args(arguments)
     cases = [case for family in options.family or FAMILIES for case in FAMILIES[family]]
     cases = [c for c in cases if options.case.lower() in c.key and not c.subspan.self_timed]
+    found = [r for file in options.missed or () for r in json.loads(file.read_text())["cases"]]
+    missed = {(r["name"], r["direction"]): r for r in found if r["verdict"] == "not met"}
+    if options.missed:
+        cases = [case for case in cases if (case.name, case.direction) in missed]
     lines = [f"- {name}: {text}" for name, text in machine.describe("cpu", options.threads).items()]
-    columns = ("case", "step", "compiled", "calls", "around it", "pages", "% of floor", "step, 1 thread", "compiled, 1")
+    columns: tuple[str, ...] = (
+        "case",
+        "step",
+        "compiled",
+        "calls",
+        "around it",
+        "pages",
+        "% of floor",
+        "step, 1 thread",
+        "compiled, 1",
+    )
+    if options.missed:
+        columns = (columns[0], "asked", "reached", *columns[1:])
     lines += ["", f"| {' | '.join(columns)} |", f"| {' | '.join('---' for _ in columns)} |"]
     for case in cases:
         print(case.name, file=sys.stderr)
-        lines.append(f"| {' | '.join(row(case, options.threads))} |")
+        cells = row(case, options.threads)
+        if options.missed:
+            cells[1:1] = asked(missed[case.name, case.direction])
+        lines.append(f"| {' | '.join(cells)} |")
     text = "\n".join(lines) + "\n"
     if options.output:
         options.output.write_text(text)
