@@ -53,6 +53,8 @@ class Rows {
     const Stored* from = reinterpret_cast<const Stored*>(data_) + offset;
     if (column_step_ == 1) {
       for (index_t i = 0; i < count; ++i) out[i] = static_cast<T>(from[i]);
+    } else if (column_step_ == 0 && count > 0) {  // as in the gradient of a sum
+      std::fill_n(out, count, static_cast<T>(*from));
     } else {
       for (index_t i = 0; i < count; ++i) out[i] = static_cast<T>(from[i * column_step_]);
     }
