@@ -123,8 +123,9 @@ def retract(X: Any, V: Any, method: str = "qr", *, layout: str = "columns", retu
     Cost:
         Of "cayley" and "exp" 8 n k^2 flops, summed in float64, and the solution with, or the exponential of, one matrix
         of order 2 k: never one of order n, but for "cayley" with 2 k >= n and k > 16. X and V are read twice, the
-        second time from cache. "qr" and "polar" cost one orthonormal factor of X + V. Without the kernel (on CUDA, and
-        in gradients) vectors of norms above 512 give NaN for "exp" under torch.compile and vmap.
+        second time from cache. The gradient takes 22 n k^2 flops and an exponential of order 4 k. "qr" and "polar" cost
+        one orthonormal factor of X + V. Without the kernel (on CUDA, and in second derivatives) vectors of norms above
+        512 give NaN for "exp" under torch.compile and vmap.
 
     Gradient:
         Closed form, smooth everywhere: at V = 0, for V of any rank. X and V are saved. With "qr" and "polar" where
