@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import mmap as mapping
 import os
-import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from . import _check, _native, _route
+from ._atomic_file import replacing
 from ._check import torch
 from ._progress import Progress
 from ._search_result import SearchResult
@@ -142,7 +141,8 @@ class SparseIndex:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the index to a file: under another name first, so that a file of this name is the old or the new one
-        whatever happens. The format is that of ``csrc/ops/search/index_file.h``, the same on every machine.
+        whatever happens. The format is that of ``csrc/ops/search/index_file.h``, the same on every machine. A process
+        that is killed while it saves leaves a file ``path.<12 digits>.tmp``, which the next :meth:`save` removes.
 
         Args:
             path: the file, which is replaced if there is one.
@@ -151,19 +151,9 @@ class SparseIndex:
             OSError: the file cannot be written.
         """
         core = self._core.copy()
-        target = os.path.abspath(os.fspath(path))
-        name = f"{target}.{secrets.token_hex(6)}"
-        try:
-            with open(name, "xb") as file:
-                for part in core.parts():
-                    file.write(part)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(name, target)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(name)
-            raise
+        with replacing(path) as file:
+            for part in core.parts():
+                file.write(part)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], mmap: bool = False, *, threads: int | None = None) -> SparseIndex:
