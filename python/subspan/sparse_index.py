@@ -23,7 +23,7 @@ _NAME = "SparseIndex"
 _VALUES = {"f32": 0, "f16": 1, "u8": 2}
 _MODES = {"exact": 0, "approx": 1}
 #: Documents that an approximate search looks at closely: so many, and so many times k.
-_CANDIDATES, _CANDIDATES_PER_HIT = 50, 5
+_CANDIDATES, _CANDIDATES_PER_HIT = 80, 2
 #: Queries of one call of the compiled search: what it keeps for each takes 16 k bytes.
 _MOST_QUERIES, _MOST_HITS = 4096, 2**22
 #: A certificate is sought among up to this many times k documents.
@@ -99,8 +99,8 @@ class SparseIndex:
         index._add(op, own, _threads(op, threads), progress)
         return index
 
-    #: To add everything up for so many documents takes as long as to look at a candidate.
-    _documents_per_candidate = 4000
+    #: To add everything up for so many documents takes longer than to look at a candidate.
+    _documents_per_candidate = 6000
 
     #: Lists of at least this share of a window are bitmaps: above it they are faster on every processor measured.
     _bitmap_share = 0.2
@@ -200,10 +200,10 @@ class SparseIndex:
             queries: rows (n, columns).
             k: how many documents to give; min(k, documents) of them come for every query, filled up with documents of
                 score 0, or less, where there are not as many above.
-            mode: "exact", or "approx": the 50 + 5 k documents that do best by a sketch of the index, the largest
-                entries of every document with 8 bits, are scored as the exact search does, bit for bit. It needs 4000
-                documents for each of these to be worth it and is exact for fewer. The first such search makes the
-                sketch, about as long as building takes; it adds less than two bytes for a posting.
+            mode: "exact", or "approx": the 80 + 2 k documents that do best by a sketch of the index, the largest
+                entries of every document with 8 bits, are scored as the exact search does, bit for bit. Below 6000
+                documents for each of these that would gain nothing, and it is exact. The first such search makes the
+                sketch, about as long as building takes; it adds about two bytes for a posting.
             threads: default: as many as torch uses.
             rerank: the rows that the index was built from, for an index of "f16" or "u8" values: as many candidates
                 are scored by these as it takes until no other document can be better, or 64 k of them. The result is
@@ -379,9 +379,10 @@ class SparseIndex:
 
         Returns:
             documents, columns, postings (entries stored), values, window, windows, bytes (of the whole index),
-            bytes_per_posting, and sketch_bytes (more, once there was an approximate search); and of all searches of this object together: queries, predicted (the sum over columns of
-            queries with it times documents with it), searched_postings (multiplied and added; as predicted but for
-            approximate searches), searched_windows, and seconds. Searches in several threads at once may lose counts.
+            bytes_per_posting, and sketch_bytes (more, once there was an approximate search); and of all searches of
+            this object together: queries, predicted (the sum over columns of queries with it times documents with it),
+            searched_postings (multiplied and added; as predicted but for approximate searches), searched_windows, and
+            seconds. Searches in several threads at once may lose counts.
         """
         facts = self._core.facts()
         searched = self._searched
