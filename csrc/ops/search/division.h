@@ -16,10 +16,10 @@ struct Division {
   static constexpr index_t kMostQueriesPerBlock = 256;
   index_t block, blocks, parts;
 
-  Division(index_t queries, index_t windows, index_t threads) {
+  Division(index_t queries, index_t windows, index_t long_part, index_t threads) {
     const index_t wanted = threads == 1 ? 1 : 4 * threads;
     const auto quotient = [](index_t a, index_t b) { return (a + b - 1) / b; };
-    const index_t long_parts = std::clamp<index_t>(windows / 8, 1, wanted);
+    const index_t long_parts = std::clamp<index_t>(windows / long_part, 1, wanted);
     block = std::clamp<index_t>(quotient(queries * long_parts, wanted), 1, kMostQueriesPerBlock);
     blocks = quotient(queries, block);
     parts = std::min(windows, quotient(wanted, blocks));
@@ -30,10 +30,10 @@ struct Division {
 // scores and ids (queries, k) are those of the best of all pieces, in no order unless they are to be `sorted`; costs
 // are added to `total`.
 template <class Body>
-void search_divided(bool sorted, index_t queries, index_t windows, int threads, index_t k, float* scores,
-                    std::int64_t* ids, SearchCost& total, const Body& body) {
+void search_divided(bool sorted, index_t queries, index_t windows, index_t long_part, int threads, index_t k,
+                    float* scores, std::int64_t* ids, SearchCost& total, const Body& body) {
   if (queries == 0 || k == 0) return;
-  const Division division(queries, windows, threads);
+  const Division division(queries, windows, long_part, threads);
   const index_t block = division.block, blocks = division.blocks, parts = division.parts;
   const index_t room = BestDocuments::room(k);
   std::vector<std::uint64_t> ranks(static_cast<std::size_t>(queries * parts * room));

@@ -15,7 +15,7 @@ namespace {
 
 // Candidates are an eighth of the documents at most: with more, adding everything up costs less.
 constexpr index_t kDocumentsPerCandidate = 8;
-constexpr index_t kTogether = 16;
+constexpr index_t kTogether = 48;
 constexpr index_t kMostQueries = 256;        // whose candidates are scored together
 constexpr double kFlopsPerCandidate = 3000;  // of the scale of kFlopsPerThread: the time that a candidate takes
 

@@ -13,6 +13,7 @@
 namespace subspan {
 namespace {
 
+constexpr index_t kLongPart = 8;         // windows
 constexpr double kFlopsPerPosting = 15;  // of the scale of kFlopsPerThread: the time that a posting takes
 
 // A list that a query adds.
@@ -117,11 +118,11 @@ SearchCost search(const IndexContent& index, const SparseRowsView& rows, const S
   queries.write_bounds(out.error_bound);
   threads = useful_threads(kFlopsPerPosting * static_cast<double>(queries.predicted() + queries.count()), threads);
   SearchCost total;
-  search_divided(true, queries.count(), static_cast<index_t>(index.windows.size()), threads, out.k, out.scores, out.ids,
-                 total, [&](index_t begin, index_t end, index_t first_window, index_t end_window, BestDocuments* best) {
-                   return search_block_of(index.settings.values, index, queries, begin, end, first_window, end_window,
-                                          best);
-                 });
+  search_divided(
+      true, queries.count(), static_cast<index_t>(index.windows.size()), kLongPart, threads, out.k, out.scores, out.ids,
+      total, [&](index_t begin, index_t end, index_t first_window, index_t end_window, BestDocuments* best) {
+        return search_block_of(index.settings.values, index, queries, begin, end, first_window, end_window, best);
+      });
   total.predicted = queries.predicted();
   return total;
 }

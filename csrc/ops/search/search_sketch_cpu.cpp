@@ -17,6 +17,7 @@ using Score = std::int16_t;
 constexpr double kLargestScore = 16000;
 constexpr index_t kScan = 128;  // scores that are compared with the threshold at once
 constexpr double kQueryMass = 0.95;
+constexpr index_t kLongPart = 32;  // windows: many candidates are offered before the first are known to be bad
 constexpr double kFlopsPerPosting = 15;
 
 struct WeightedList {
@@ -185,39 +186,39 @@ SearchCost search_sketch(const SketchWindows& windows, const Queries& queries, c
   const Decisive decisive(queries, terms);
   threads = useful_threads(kFlopsPerPosting * static_cast<double>(queries.predicted() + queries.count()), threads);
   SearchCost total;
-  search_divided(false, queries.count(), static_cast<index_t>(windows.size()), threads, candidates, scores, ids, total,
-                 [&](index_t begin, index_t end, index_t first_window, index_t end_window, BestDocuments* best) {
-                   SearchCost cost;
-                   index_t room = 0;
-                   for (index_t w = first_window; w < end_window; ++w) {
-                     room =
-                         std::max(room, (windows[static_cast<std::size_t>(w)]->documents + kScan - 1) / kScan * kScan);
-                   }
-                   Workspace workspace;
-                   auto* sums = workspace.take<Score>(room);
-                   std::memset(sums, 0, static_cast<std::size_t>(room) * sizeof(Score));
-                   WeightedList* lists[2];
-                   for (WeightedList*& list : lists) list = workspace.take<WeightedList>(decisive.most_terms());
-                   for (index_t w = first_window; w < end_window; ++w) {
-                     const SketchWindow& window = *windows[static_cast<std::size_t>(w)];
-                     const auto find = [&](index_t query) {
-                       return find_lists(window, decisive.begin(query), decisive.end(query), decisive.factor(query),
-                                         lists[query % 2]);
-                     };
-                     index_t next = find(begin);
-                     for (index_t query = begin; query < end; ++query) {
-                       const index_t count = next;
-                       if (query + 1 < end) next = find(query + 1);
-                       for (index_t i = 0; i < count; ++i) {
-                         accumulate(lists[query % 2][i], sums);
-                         cost.postings += static_cast<std::uint64_t>(lists[query % 2][i].count);
-                       }
-                       ++cost.windows;
-                       take_scores(sums, window, best[query - begin], candidates);
-                     }
-                   }
-                   return cost;
-                 });
+  search_divided(
+      false, queries.count(), static_cast<index_t>(windows.size()), kLongPart, threads, candidates, scores, ids, total,
+      [&](index_t begin, index_t end, index_t first_window, index_t end_window, BestDocuments* best) {
+        SearchCost cost;
+        index_t room = 0;
+        for (index_t w = first_window; w < end_window; ++w) {
+          room = std::max(room, (windows[static_cast<std::size_t>(w)]->documents + kScan - 1) / kScan * kScan);
+        }
+        Workspace workspace;
+        auto* sums = workspace.take<Score>(room);
+        std::memset(sums, 0, static_cast<std::size_t>(room) * sizeof(Score));
+        WeightedList* lists[2];
+        for (WeightedList*& list : lists) list = workspace.take<WeightedList>(decisive.most_terms());
+        for (index_t w = first_window; w < end_window; ++w) {
+          const SketchWindow& window = *windows[static_cast<std::size_t>(w)];
+          const auto find = [&](index_t query) {
+            return find_lists(window, decisive.begin(query), decisive.end(query), decisive.factor(query),
+                              lists[query % 2]);
+          };
+          index_t next = find(begin);
+          for (index_t query = begin; query < end; ++query) {
+            const index_t count = next;
+            if (query + 1 < end) next = find(query + 1);
+            for (index_t i = 0; i < count; ++i) {
+              accumulate(lists[query % 2][i], sums);
+              cost.postings += static_cast<std::uint64_t>(lists[query % 2][i].count);
+            }
+            ++cost.windows;
+            take_scores(sums, window, best[query - begin], candidates);
+          }
+        }
+        return cost;
+      });
   for (index_t query = 0; query < queries.count(); ++query) {
     const double factor = decisive.factor(query);
     for (index_t i = 0; i < candidates; ++i) {
