@@ -1,9 +1,11 @@
 """The search index against sparse_dot_topn and scipy, over docstrings and a million rows drawn like them.
 
-    python bench/search_index.py [--rows 1000000] [--threads 2] [--queries 1000]
+    python bench/search_index.py [--rows 1000000] [--threads 2] [--queries 1000] [--output FILE.md]
 
-Prints a Markdown table of the best of some rounds, in milliseconds. Without sparse_dot_topn its rows are missing.
-Every peer's scores are compared with ours before a ratio is printed.
+Prints a Markdown table, and writes it with --output. What stands in one group of rows was measured over the same
+queries, in turn, as many rounds each, of which the best counts. Without sparse_dot_topn its rows are missing. Every
+peer's scores are compared with ours before a ratio is printed. The constants of the approximate search were chosen on
+queries of their own, the other half of those that are drawn: recall is reported on both.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,25 +32,49 @@ except ImportError:
 K = 10
 
 
-def best(function: Callable[[], Any], rounds: int = 3) -> tuple[float, Any]:
-    """Seconds and the result."""
-    times, result = [], None
+Ways = dict[str, Callable[[], Any]]
+
+
+def in_turn(ways: Ways, rounds: int = 3) -> tuple[dict[str, float], dict[str, Any]]:
+    """The least seconds of each way, and its result."""
+    seconds, results = dict.fromkeys(ways, float("inf")), {}
     for _ in range(rounds):
-        start = time.perf_counter()
-        result = function()
-        times.append(time.perf_counter() - start)
-    return min(times), result
+        for name, run in ways.items():
+            start = time.perf_counter()
+            results[name] = run()
+            seconds[name] = min(seconds[name], time.perf_counter() - start)
+    return seconds, results
+
+
+class Table:
+    """Lines, printed as they come."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def line(self, text: str) -> None:
+        self.lines.append(text)
+        print(text, flush=True)
+
+    def row(self, *cells: str) -> None:
+        self.line(f"| {' | '.join(cells)} |")
 
 
 def scipy_topk(queries: sp.csr_matrix, transposed: sp.csr_matrix) -> list[np.ndarray]:
-    """The product, then the k largest of each row by argpartition, as search scripts do it."""
-    product = queries @ transposed
+    """The product, a block of queries after the other, then the k largest of each row, as search scripts do it."""
     found = []
-    for i in range(product.shape[0]):
-        row = product.data[product.indptr[i] : product.indptr[i + 1]]
-        top = np.argpartition(-row, min(K - 1, len(row) - 1))[:K] if len(row) else np.empty(0, np.int64)
-        found.append(np.sort(row[top])[::-1])
+    for begin in range(0, queries.shape[0], 20):
+        product = queries[begin : begin + 20] @ transposed
+        for i in range(product.shape[0]):
+            row = product.data[product.indptr[i] : product.indptr[i + 1]]
+            top = np.argpartition(-row, min(K - 1, len(row) - 1))[:K] if len(row) else np.empty(0, np.int64)
+            found.append(np.sort(row[top])[::-1])
     return found
+
+
+def topn(queries: sp.csr_matrix, transposed: sp.csr_matrix, threads: int) -> list[np.ndarray]:
+    product = sp_matmul_topn(queries, transposed, top_n=K, n_threads=threads, sort=True)
+    return [product.data[product.indptr[i] : product.indptr[i + 1]] for i in range(product.shape[0])]
 
 
 def same(ours: np.ndarray, theirs: list[np.ndarray]) -> bool:
@@ -55,64 +82,93 @@ def same(ours: np.ndarray, theirs: list[np.ndarray]) -> bool:
     return all(np.allclose(a[: len(b)], b, rtol=1e-4, atol=1e-6) for a, b in zip(ours, theirs, strict=True))
 
 
-def compare(name: str, queries: sp.csr_array, documents: sp.csr_array, peer_queries: int, threads: int) -> None:
-    index = subspan.SparseIndex.build(documents, threads=threads)
-    seconds, result = best(lambda: index.search(queries, K, threads=threads), 5)
-    ours = seconds / queries.shape[0]
-    print(f"| {name}: exact | {1e3 * ours:.3f} | | |")
-    part, transposed = sp.csr_matrix(queries[:peer_queries]), sp.csr_matrix(sp.csr_matrix(documents).T.tocsr())
+def peers(queries: sp.csr_matrix, transposed: sp.csr_matrix, threads: int) -> Ways:
+    ways: Ways = {"scipy, top-k": lambda: scipy_topk(queries, transposed)}
     if sp_matmul_topn is not None:
-        seconds, product = best(lambda: sp_matmul_topn(part, transposed, top_n=K, n_threads=threads, sort=True), 2)
-        rows = [product.data[product.indptr[i] : product.indptr[i + 1]] for i in range(peer_queries)]
-        assert same(result.scores[:peer_queries], rows)
-        print(
-            f"| {name}: sparse_dot_topn | {1e3 * seconds / peer_queries:.3f} | {seconds / peer_queries / ours:.1f}x | |"
-        )
-    seconds, rows = best(lambda: scipy_topk(part, transposed), 2)
-    assert same(result.scores[:peer_queries], rows)
-    print(f"| {name}: scipy, top-k | {1e3 * seconds / peer_queries:.3f} | {seconds / peer_queries / ours:.1f}x | |")
+        ways["sparse_dot_topn"] = lambda: topn(queries, transposed, threads)
+    return ways
 
-    seconds, found = best(lambda: index.search(queries, K, "approx", threads=threads), 3)
-    recall = np.mean([np.isin(a, b).mean() for a, b in zip(result.ids, found.ids, strict=True)])
-    print(f"| {name}: approx | {1e3 * seconds / queries.shape[0]:.3f} | | "
-          f"{ours * queries.shape[0] / seconds:.2f}x exact, recall {recall:.4f} |")  # fmt: skip
 
-    single, scipys = [], []
-    for i in range(min(100, queries.shape[0])):
-        query = queries[[i]]
-        single.append(best(lambda query=query: index.search(query, K, threads=threads))[0])
-        if i < 20:
-            scipys.append(best(lambda query=query: scipy_topk(sp.csr_matrix(query), transposed), 2)[0])
+def compare(table: Table, name: str, drawn: sp.csr_array, documents: sp.csr_array, few: int, threads: int) -> None:
+    """`drawn`: as many queries to report on, then those that constants were chosen on."""
+    index = subspan.SparseIndex.build(documents, threads=threads)
+    transposed = sp.csr_matrix(sp.csr_matrix(documents).T.tocsr())
+    count = drawn.shape[0] // 2
+    for label, queries in (("", drawn[:count]), (", queries of the choice of constants", drawn[count:])):
+        modes = ("exact", "approx")
+        ways: Ways = {
+            mode: lambda mode=mode, queries=queries: index.search(queries, K, mode, threads=threads) for mode in modes
+        }
+        seconds, found = in_turn(ways, 5)
+        recall = np.mean([np.isin(a, b).mean() for a, b in zip(*(found[mode].ids for mode in modes), strict=True)])
+        for mode in modes:
+            note = f"recall@{K} {recall:.4f}" if mode == "approx" else ""
+            if note and not index.stats()["sketch_bytes"]:
+                note = "exact: too few documents to gain anything"
+            table.row(f"{name}: {mode}{label}", str(count), f"{1e3 * seconds[mode] / count:.3f}",
+                      f"{seconds['exact'] / seconds[mode]:.2f}x as fast as exact", note)  # fmt: skip
+
+    part = drawn[:few]
+    exact = {"exact": lambda: index.search(part, K, threads=threads)}
+    seconds, found = in_turn(exact | peers(sp.csr_matrix(part), transposed, threads))
+    for way, own in seconds.items():
+        assert way == "exact" or same(found["exact"].scores, found[way])
+        ratio = "" if way == "exact" else f"{own / seconds['exact']:.1f}x subspan's time"
+        table.row(f"{name}: {way}, together", str(few), f"{1e3 * own / few:.3f}", ratio, "")
+
+    each: dict[str, list[float]] = {}
+    alone = min(100, count)
+    for i in range(alone):
+        query = drawn[[i]]
+        one: Ways = {"exact": lambda query=query: index.search(query, K, threads=threads)}
+        for way, own in in_turn(one | peers(sp.csr_matrix(query), transposed, threads))[0].items():
+            each.setdefault(way, []).append(own)
     for quantile in (50, 99):
-        own, scipys_own = np.percentile(single, quantile), np.percentile(scipys, quantile)
-        print(f"| {name}: one query, {quantile} % | {1e3 * own:.3f} | {scipys_own / own:.1f}x scipy | |")
+        at = {way: float(np.percentile(own, quantile)) for way, own in each.items()}
+        for way, own in at.items():
+            ratio = "" if way == "exact" else f"{own / at['exact']:.1f}x subspan's time"
+            table.row(f"{name}: {way}, one by one, {quantile} %", str(alone), f"{1e3 * own:.3f}", ratio, "")
+    stats = index.stats()
+    more = stats["sketch_bytes"] / stats["postings"]
+    table.row(f"{name}: bytes for a posting", "", "", "",
+              f"{stats['bytes_per_posting']:.2f}, and {more:.2f} for approximate searches")  # fmt: skip
 
 
-def build(documents: sp.csr_array) -> None:
+def build(table: Table, documents: sp.csr_array) -> None:
     for values in ("f32", "f16", "u8"):
-        seconds, index = best(lambda values=values: subspan.SparseIndex.build(documents, values, threads=1))
-        print(f"| build, {values}, one thread, 1M postings | {1e3 * seconds / documents.nnz * 1e6:.1f} | | "
-              f"{index.stats()['bytes_per_posting']:.2f} bytes per posting |")  # fmt: skip
+        run = {"build": lambda values=values: subspan.SparseIndex.build(documents, values, threads=1)}
+        seconds, made = in_turn(run)
+        took, stats = f"{1e9 * seconds['build'] / documents.nnz:.1f}", made["build"].stats()
+        note = f"{stats['bytes_per_posting']:.2f} bytes for a posting"
+        table.row(f"build, {values}, one thread, ms for 1M postings", "", took, "", note)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000, help="of the larger corpus, 0: none")
     parser.add_argument("--queries", type=int, default=1000)
+    parser.add_argument("--peer-queries", type=int, default=200, help="that peers run too, over the larger corpus")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--output", type=Path, metavar="FILE.md", help="file to write the table to")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     queries, documents = docstrings.corpus()
-    chosen, _ = docstrings.sampled_queries(queries, options.queries)
-    print("; ".join(f"{name}: {value}" for name, value in describe("cpu", options.threads).items()))
-    print(f"{documents.shape[0]} docstrings, {documents.shape[1]} terms, "
-          f"{documents.nnz} postings, {options.queries} queries\n")  # fmt: skip
-    print("| | ms a query | of subspan's time | |\n| --- | --- | --- | --- |")
-    build(documents)
-    compare("docstrings", chosen, documents, options.queries, options.threads)
+    drawn, _ = docstrings.sampled_queries(queries, 2 * options.queries)
+    table = Table()
+    table.line("# Search of sparse documents\n")
+    table.line("; ".join(f"{name}: {value}" for name, value in describe("cpu", options.threads).items()) + "\n")
+    table.line(f"{documents.shape[0]} docstrings, {documents.shape[1]} terms, {documents.nnz} postings. Rows of a "
+               "group were measured over the same queries, in turn, the best of as many rounds.\n")  # fmt: skip
+    table.row("", "queries", "ms a query", "", "")
+    table.row(*["---"] * 5)
+    build(table, documents)
+    compare(table, "docstrings", drawn, documents, options.queries, options.threads)
     if options.rows:
         larger = docstrings.bootstrapped(documents, options.rows)
-        compare(f"{options.rows} rows", chosen, larger, min(20, options.queries), options.threads)
+        few = min(options.peer_queries, options.queries)
+        compare(table, f"{options.rows} rows", drawn, larger, few, options.threads)
+    if options.output is not None:
+        options.output.write_text("\n".join(table.lines) + "\n")
 
 
 if __name__ == "__main__":

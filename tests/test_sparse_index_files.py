@@ -88,9 +88,10 @@ def test_every_damaged_byte_is_noticed(tmp_path: Path, values: str) -> None:
     for place in itertools.chain(range(HEADER), generator.integers(len(data), size=1000)):
         damaged = bytearray(data)
         damaged[place] ^= 1 << int(generator.integers(8))
+        other.unlink(missing_ok=True)
         other.write_bytes(damaged)
         with pytest.raises(ValueError, match=DAMAGE):
-            SparseIndex.load(other)
+            SparseIndex.load(other, threads=1)
 
 
 def test_damage_of_a_mapped_window_is_noticed_when_it_is_reached(tmp_path: Path) -> None:
@@ -140,39 +141,72 @@ def forged(data: bytearray) -> bytearray:
     return data
 
 
+def places(data: bytes) -> dict[str, tuple[int, int]]:
+    """Where the parts of a file start and end: the header, the tables, and those of its first window."""
+    count, columns = struct.unpack_from("<I", data, 68)[0], struct.unpack_from("<Q", data, 24)[0]
+    terms, start = -(-(HEADER + 24 * count) // 64) * 64, struct.unpack_from("<Q", data, HEADER)[0]
+    size, postings, ids, held, lists, directory, _, kind = struct.unpack_from("<QQQIIIII", data, start)
+    ends = {"header": (0, HEADER), "windows": (HEADER, HEADER + 24 * count), "columns": (terms, terms + 16 * columns)}
+    at = start
+    for name, length in (("window", 64), ("directory", 16 * directory), ("lists", 8 * (lists + 1)), ("ids", 2 * ids),
+                         ("values", (4, 2, 1)[kind] * postings + 64), ("scales", 4 * held * (kind == 2))):  # fmt: skip
+        if length:
+            ends[name] = (at, at + length)
+        at = -(-(at + length) // 64) * 64
+    assert at == start + size
+    return ends
+
+
+#: Of each type of values so many files are damaged: together more than 10,000.
+FORGED = 3500
+
+
 @pytest.mark.parametrize("values", VALUES)
-def test_forged_files_are_never_read_out_of_bounds(tmp_path: Path, values: str) -> None:
-    """Damage with right checksums: refused, or an index that can be searched. Run under AddressSanitizer too."""
-    index = SparseIndex.build(documents(70, 20), values, window=64)
-    file, other = tmp_path / "index", tmp_path / "other"
-    index.save(file)
+def test_forged_files_are_never_read_out_of_bounds(
+    tmp_path: Path, values: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Damage with right checksums, of every part alike: fields of 1 to 8 bytes set to what is small, large or near what
+    they were, bits turned, parts cut out; refused, or an index that can be searched. Under AddressSanitizer too."""
+    monkeypatch.setattr(SparseIndex, "_documents_per_candidate", 1)
+    monkeypatch.setattr("subspan.sparse_index._CANDIDATES", 2)
+    monkeypatch.setattr("subspan.sparse_index._CANDIDATES_PER_HIT", 1)
+    file, queries = tmp_path / "index", documents(3, 20, seed=3)
+    SparseIndex.build(documents(70, 20), values, window=64).save(file)
     data = file.read_bytes()
     assert forged(bytearray(data)) == data
+    parts = list(places(data).values())
     generator = np.random.default_rng(1)
-    refused = 0
-    for trial in range(3500):
+    refused = searched = 0
+    for trial in range(FORGED):
         damaged = bytearray(data)
-        for _ in range(int(generator.integers(1, 4))):
-            place = int(generator.integers(len(data)))
-            # Most of a file are values: aim at what places are found by every second time.
-            if trial % 2:
-                place = int(generator.choice([generator.integers(HEADER), HEADER + generator.integers(48)]))
-                if trial % 4 == 1:
-                    start = struct.unpack_from("<Q", data, HEADER)[0]
-                    place = start + int(generator.integers(400))
-            damaged[place] = int(generator.choice([0, 1, 255, generator.integers(256)]))
-        other.write_bytes(forged(damaged))
+        for _ in range(int(generator.integers(1, 3))):
+            begin, end = parts[(trial + int(generator.integers(2))) % len(parts)]
+            width = int(generator.choice([1, 2, 4, 8]))
+            place = min(begin + width * int(generator.integers(-(-(end - begin) // width))), len(damaged) - width)
+            own = int.from_bytes(damaged[place : place + width], "little")
+            most = 256**width - 1
+            changed = [own ^ (1 << int(generator.integers(8 * width))), own + 1, own - 1, 0, most, most // 2,
+                       int(generator.integers(100)), 2 * own]  # fmt: skip
+            damaged[place : place + width] = (changed[int(generator.integers(8))] & most).to_bytes(width, "little")
+        if trial % 50 == 0:
+            del damaged[int(generator.integers(len(damaged))) :]
+            if len(damaged) >= HEADER:
+                struct.pack_into("<Q", damaged, 16, len(damaged))
+        file.unlink()  # to overwrite a file takes longer
+        file.write_bytes(forged(damaged) if len(damaged) > 2 * HEADER else damaged)
         for mmap in (False, True):
             try:
-                loaded = SparseIndex.load(other, mmap=mmap)
-                queries = documents(5, loaded.columns, seed=3)
-                found = loaded.search(queries, 7)
-                assert len(found.ids) == 5 and (found.ids < len(loaded)).all()
-                loaded.add(queries).search(queries, 200)
+                loaded = SparseIndex.load(file, mmap=mmap, threads=1)
+                own_queries = queries if loaded.columns == 20 else documents(1, loaded.columns, seed=3)
+                for mode in ("exact", "approx"):
+                    found = loaded.search(own_queries, 7, mode, threads=1)
+                    assert len(found.ids) == own_queries.shape[0] and (found.ids < len(loaded)).all()
+                loaded.add(own_queries, threads=1).search(own_queries, 200, threads=1)
+                searched += 1
             except ValueError as error:
                 refused += 1
-                assert DAMAGE in str(error) or "expected scores in the range" in str(error), error
-    assert 1500 < refused < 7000, refused
+                assert any(part in str(error) for part in (DAMAGE, "scores in the range", "finite values")), error
+    assert refused > FORGED and searched > FORGED / 20, (refused, searched)
 
 
 def test_saving_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 #include "bindings/families.h"
 #include "core/check_view.h"
 #include "ops/search/index_file.h"
-#include "ops/search/search_index.h"
+#include "ops/search/sketch.h"
 
 namespace subspan {
 namespace {
@@ -65,8 +65,8 @@ SearchIndex* make_index(index_t columns, int values, index_t window, double bitm
 }
 
 py::tuple search_rows(const SearchIndex& self, py::handle offsets, py::handle indices, py::handle values,
-                      py::handle scores, py::handle ids, py::handle error_bound, double share, double trust,
-                      index_t first, int threads, const char* op) {
+                      py::handle scores, py::handle ids, py::handle error_bound, index_t candidates, index_t first,
+                      int threads, const char* op) {
   const RowsArg queries(offsets, indices, values, op, "queries", first);
   const OutputArg score_array(scores, op, "scores"), id_array(ids, op, "ids"), bounds(error_bound, op, "error_bound");
   const auto content = self.content();
@@ -78,7 +78,8 @@ py::tuple search_rows(const SearchIndex& self, py::handle offsets, py::handle in
   SearchCost cost;
   {
     py::gil_scoped_release unlocked;
-    cost = subspan::search(*content, queries.view(), {share, trust}, out, threads);
+    cost = candidates == 0 ? subspan::search(*content, queries.view(), out, threads)
+                           : search_approximately(*content, queries.view(), candidates, out, threads);
   }
   return py::make_tuple(cost.predicted, cost.postings, cost.windows, cost.looked_up);
 }
@@ -160,6 +161,7 @@ void bind_search_cpu(py::module_& m) {
         facts["windows"] = content->windows.size();
         facts["postings"] = content->postings;
         facts["bytes"] = content->bytes + content->terms->size() * sizeof(TermSummary);
+        facts["sketch_bytes"] = content->sketch->bytes();
         facts["largest_scale"] = content->largest_scale;
         return facts;
       });

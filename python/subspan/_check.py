@@ -10,7 +10,12 @@ from typing import Any
 
 import numpy as np
 
+# `python -m subspan.search` reads files and gives JSON: it needs no torch, which takes seconds to load. While the
+# package of a module that is to run is imported, argv[0] is "-m", and orig_argv has the module's name.
+_COMMAND_LINE = sys.argv[:1] == ["-m"] and sys.orig_argv[-len(sys.argv)].removeprefix("-m") == "subspan.search"
 try:
+    if _COMMAND_LINE:
+        raise ImportError
     import torch as torch
 except ImportError:
     torch = None  # type: ignore[assignment,unused-ignore]

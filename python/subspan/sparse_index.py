@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import mmap as mapping
 import os
-import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from . import _check, _native, _route
+from ._atomic_file import replacing
 from ._check import torch
 from ._progress import Progress
 from ._search_result import SearchResult
@@ -23,8 +22,8 @@ from ._sparse_input import rows as as_rows
 _NAME = "SparseIndex"
 _VALUES = {"f32": 0, "f16": 1, "u8": 2}
 _MODES = {"exact": 0, "approx": 1}
-#: Of the k-th score what terms left out may add, and of that what a document is trusted to get: at 0.99 recall.
-_SHARE, _TRUST = 0.7, 0.4
+#: Documents that an approximate search looks at closely: so many, and so many times k.
+_CANDIDATES, _CANDIDATES_PER_HIT = 80, 2
 #: Queries of one call of the compiled search: what it keeps for each takes 16 k bytes.
 _MOST_QUERIES, _MOST_HITS = 4096, 2**22
 #: A certificate is sought among up to this many times k documents.
@@ -100,6 +99,9 @@ class SparseIndex:
         index._add(op, own, _threads(op, threads), progress)
         return index
 
+    #: To add everything up for so many documents takes longer than to look at a candidate.
+    _documents_per_candidate = 6000
+
     #: Lists of at least this share of a window are bitmaps: above it they are faster on every processor measured.
     _bitmap_share = 0.2
 
@@ -142,7 +144,8 @@ class SparseIndex:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the index to a file: under another name first, so that a file of this name is the old or the new one
-        whatever happens. The format is that of ``csrc/ops/search/index_file.h``, the same on every machine.
+        whatever happens. The format is that of ``csrc/ops/search/index_file.h``, the same on every machine. A process
+        that is killed while it saves leaves a file ``path.<12 digits>.tmp``, which the next :meth:`save` removes.
 
         Args:
             path: the file, which is replaced if there is one.
@@ -151,19 +154,9 @@ class SparseIndex:
             OSError: the file cannot be written.
         """
         core = self._core.copy()
-        target = os.path.abspath(os.fspath(path))
-        name = f"{target}.{secrets.token_hex(6)}"
-        try:
-            with open(name, "xb") as file:
-                for part in core.parts():
-                    file.write(part)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(name, target)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(name)
-            raise
+        with replacing(path) as file:
+            for part in core.parts():
+                file.write(part)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], mmap: bool = False, *, threads: int | None = None) -> SparseIndex:
@@ -207,8 +200,10 @@ class SparseIndex:
             queries: rows (n, columns).
             k: how many documents to give; min(k, documents) of them come for every query, filled up with documents of
                 score 0, or less, where there are not as many above.
-            mode: "exact", or "approx", which looks frequent terms up only for documents that do well by the others.
-                It gives true scores of what it finds, which may be rounded in another order.
+            mode: "exact", or "approx": the 80 + 2 k documents that do best by a sketch of the index, the largest
+                entries of every document with 8 bits, are scored as the exact search does, bit for bit. Below 6000
+                documents for each of these that would gain nothing, and it is exact. The first such search makes the
+                sketch, about as long as building takes; it adds about two bytes for a posting.
             threads: default: as many as torch uses.
             rerank: the rows that the index was built from, for an index of "f16" or "u8" values: as many candidates
                 are scored by these as it takes until no other document can be better, or 64 k of them. The result is
@@ -280,7 +275,8 @@ class SparseIndex:
 
     def _search(self, op: str, queries: Rows, k: int, mode: int, threads: int, originals: Rows | None) -> SearchResult:
         core = self._core.copy()  # of one content, whatever is added meanwhile
-        step = max(1, min(_MOST_QUERIES, _MOST_HITS // (2 * k + 64)))
+        kept = _CANDIDATES + _CANDIDATES_PER_HIT * k if mode == _MODES["approx"] else k
+        step = max(1, min(_MOST_QUERIES, _MOST_HITS // (2 * kept + 64)))
         parts = [queries.part(begin, min(begin + step, queries.n)) for begin in range(0, queries.n, step)]
         found = [self._search_part(op, core, part, k, mode, threads, originals) for part in parts or [queries]]
         scores, ids, certified = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
@@ -294,15 +290,18 @@ class SparseIndex:
         facts = core.facts()
         k = min(k, facts["documents"])
         if mode == _MODES["approx"]:
-            scores, ids, _ = self._find(op, core, queries, k, (_SHARE, _TRUST), threads)
+            candidates = _CANDIDATES + _CANDIDATES_PER_HIT * k
+            if facts["documents"] < self._documents_per_candidate * candidates:
+                candidates = 0
+            scores, ids, _ = self._find(op, core, queries, k, candidates, threads)
             return scores, ids, np.zeros(queries.n, bool)
         if facts["values"] == _VALUES["f32"]:
-            scores, ids, _ = self._find(op, core, queries, k, (0.0, 1.0), threads)
+            scores, ids, _ = self._find(op, core, queries, k, 0, threads)
             return scores, ids, np.ones(queries.n, bool)
         if originals is not None:
             return self._reranked(op, core, queries, k, threads, originals)
         # One more than asked for tells by how much all others are behind.
-        scores, ids, bound = self._find(op, core, queries, min(k + 1, facts["documents"]), (0.0, 1.0), threads)
+        scores, ids, bound = self._find(op, core, queries, min(k + 1, facts["documents"]), 0, threads)
         certified = np.ones(queries.n, bool)
         if scores.shape[1] > k > 0:
             certified = scores[:, k - 1].astype(np.float64) - scores[:, k] > 2 * bound
@@ -318,7 +317,7 @@ class SparseIndex:
         while len(left):
             count = min(candidates, documents)
             part = queries.chosen(left)
-            stored, found, bound = self._find(op, core, part, count, (0.0, 1.0), threads)
+            stored, found, bound = self._find(op, core, part, count, 0, threads)
             exact = np.empty(stored.shape, np.float32)
             _native.cpu.score_rows(*part[:3], *originals[:3], self.columns, found, exact, threads, op)
             order = np.lexsort((found, -exact), axis=-1)[:, :k]
@@ -337,13 +336,13 @@ class SparseIndex:
         return scores, ids, certified
 
     def _find(
-        self, op: str, core: Any, queries: Rows, k: int, pruning: tuple[float, float], threads: int
+        self, op: str, core: Any, queries: Rows, k: int, candidates: int, threads: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         scores, ids = np.empty((queries.n, k), np.float32), np.empty((queries.n, k), np.int64)
         bound = np.empty((queries.n, 1))
         start = time.perf_counter()
         predicted, postings, windows, _ = core.search(
-            *queries[:3], scores, ids, bound, *pruning, queries.first, threads, op
+            *queries[:3], scores, ids, bound, candidates, queries.first, threads, op
         )
         self._searched = {
             "queries": self._searched["queries"] + queries.n,
@@ -379,15 +378,19 @@ class SparseIndex:
         """Sizes, and what searches cost so far.
 
         Returns:
-            documents, columns, postings (entries stored), values, window, windows, bytes (of the whole index) and
-            bytes_per_posting; and of all searches of this object together: queries, predicted (the sum over columns of
-            queries with it times documents with it), searched_postings (multiplied and added; as predicted but for
-            approximate searches), searched_windows, and seconds. Searches in several threads at once may lose counts.
+            documents, columns, postings (entries stored), values, window, windows, bytes (of the whole index),
+            bytes_per_posting, and sketch_bytes (more, once there was an approximate search); and of all searches of
+            this object together: queries, predicted (the sum over columns of queries with it times documents with it),
+            searched_postings (multiplied and added; as predicted but for approximate searches), searched_windows, and
+            seconds. Searches in several threads at once may lose counts.
         """
         facts = self._core.facts()
         searched = self._searched
         return {
-            **{name: facts[name] for name in ("documents", "columns", "postings", "window", "windows", "bytes")},
+            **{
+                name: facts[name]
+                for name in ("documents", "columns", "postings", "window", "windows", "bytes", "sketch_bytes")
+            },
             "values": self.values,
             "bytes_per_posting": facts["bytes"] / max(facts["postings"], 1),
             "queries": searched["queries"],

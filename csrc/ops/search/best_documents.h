@@ -52,6 +52,8 @@ inline std::uint32_t document_of(std::uint64_t rank) { return 0xffffffffu - stat
 
 class BestDocuments {
  public:
+  static constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
   // What the caller has to give as memory, for k >= 1.
   static index_t room(index_t k) { return 2 * k + 64; }
 
@@ -67,31 +69,28 @@ class BestDocuments {
 
   // Offers the scores of documents first, first + 1, ... and leaves zeros.
   void take_scores(float* scores, index_t documents, index_t first) {
-    if (threshold_ == -kInfinity) raise_threshold(scores, documents);
-    take_scores(scores, documents, first, 0.0, [scores](index_t document) { return scores[document]; });
-  }
-
-  // The same where a score is known up to `slack` above: full_score(document within the window) gives it.
-  template <class FullScore>
-  void take_scores(float* scores, index_t documents, index_t first, double slack, const FullScore& full_score) {
     constexpr index_t lanes = kLanes<float>, step = 4 * lanes;
-    const auto bound = [&] { return slack == 0 ? threshold_ : below(threshold_ - slack); };
-    float least = bound();
+    if (threshold_ == -kInfinity) raise_threshold(scores, documents);
     index_t i = 0;
     for (; i + step <= documents; i += step) {
       float* const at = scores + i;
       const Vec<float> a = load(at), b = load(at + lanes), c = load(at + 2 * lanes), d = load(at + 3 * lanes);
-      if (lane_bits(larger(larger(a, b), larger(c, d)) > broadcast(least)) != 0) {
-        offer_above(scores, i, least, first, full_score);
-        least = bound();
-      }
+      if (lane_bits(larger(larger(a, b), larger(c, d)) > broadcast(threshold_)) != 0) offer_above(scores, i, first);
       for (index_t v = 0; v < step; v += lanes) store(at + v, Vec<float>{});
     }
-    for (index_t left = i; left < documents; ++left) {
-      if (scores[left] > least) offer(full_score(left), first + left);
+    for (; i < documents; ++i) {
+      offer(scores[i], first + i);
+      scores[i] = 0;
     }
-    for (; i < documents; ++i) scores[i] = 0;
   }
+
+  // As offer, of documents in any order.
+  void offer_any(float score, index_t document) {
+    if (score >= threshold_) add(rank_of(score + 0.0f, static_cast<std::uint32_t>(document)));
+  }
+
+  // No document of a lower score is wanted: `candidates` others are known to be better.
+  void raise_to(float threshold) { threshold_ = std::max(threshold_, threshold); }
 
   // The same for documents that all have the score 0.
   void take_zeros(index_t documents, index_t first) {
@@ -107,6 +106,12 @@ class BestDocuments {
   void write_sorted(float* scores, std::int64_t* documents) {
     if (count_ > k_) keep_best();
     std::sort(ranks_, ranks_ + count_, std::greater<>());
+    write(scores, documents);
+  }
+
+  // In no order.
+  void write(float* scores, std::int64_t* documents) {
+    if (count_ > k_) keep_best();
     for (index_t i = 0; i < count_; ++i) {
       scores[i] = score_of(ranks_[i]);
       documents[i] = document_of(ranks_[i]);
@@ -116,8 +121,6 @@ class BestDocuments {
   }
 
  private:
-  static constexpr float kInfinity = std::numeric_limits<float>::infinity();
-
   void add(std::uint64_t rank) {
     ranks_[count_++] = rank;
     if (count_ == room(k_)) keep_best();
@@ -129,15 +132,12 @@ class BestDocuments {
     threshold_ = score_of(ranks_[k_ - 1]);
   }
 
-  static float below(double bound) { return std::nextafter(static_cast<float>(bound), -kInfinity); }
-
-  template <class FullScore>
-  [[gnu::noinline]] void offer_above(const float* scores, index_t start, float least, index_t first,
-                                     const FullScore& full_score) {
+  [[gnu::noinline]] void offer_above(const float* scores, index_t start, index_t first) {
+    const float least = threshold_;
     for (index_t i = start; i < start + 4 * kLanes<float>; i += kLanes<float>) {
       for (unsigned above = lane_bits(load(scores + i) > broadcast(least)); above != 0; above &= above - 1) {
         const index_t document = i + __builtin_ctz(above);
-        offer(full_score(document), first + document);
+        offer(scores[document], first + document);
       }
     }
   }

@@ -10,7 +10,7 @@
 #include "core/huge_pages.h"
 #include "core/parallel.h"
 #include "ops/search/read_rows.h"
-#include "ops/search/search_index.h"
+#include "ops/search/sketch.h"
 
 namespace subspan {
 namespace {
@@ -231,6 +231,7 @@ std::shared_ptr<const std::vector<TermSummary>> summarised(const IndexContent& i
 SearchIndex::SearchIndex(const IndexSettings& settings) {
   auto empty = std::make_shared<IndexContent>();
   empty->settings = settings;
+  empty->sketch = std::make_shared<Sketch>();
   empty->terms = std::make_shared<const std::vector<TermSummary>>(settings.columns);
   content_ = std::move(empty);
 }
@@ -239,7 +240,7 @@ std::shared_ptr<const IndexContent> with_documents(const IndexContent& before, c
                                                    int threads) {
   const IndexSettings& settings = before.settings;
   auto after = std::make_shared<IndexContent>(before);
-  if (rows.rows == 0) return after;
+  if (rows.rows == 0) return after;                         // with the sketch
   const index_t open = before.documents % settings.window;  // documents of a last window that has room for more
   const Window* replaced = open != 0 ? &before.windows.back() : nullptr;
   const std::size_t kept = before.windows.size() - (replaced != nullptr);
@@ -260,6 +261,7 @@ std::shared_ptr<const IndexContent> with_documents(const IndexContent& before, c
         after->windows[kept + static_cast<std::size_t>(item)] = builder.finish(begin);
       },
       1);
+  after->sketch = std::make_shared<Sketch>(before.sketch, kept);
   after->terms = summarised(*after, kept, *before.terms, replaced, threads);
   if (replaced != nullptr) {
     after->postings -= replaced->view.header().postings;

@@ -4,6 +4,7 @@
 
 #include "core/parallel.h"
 #include "ops/search/index_file.h"
+#include "ops/search/sketch.h"
 #if defined(__SSE4_2__)
 #include <nmmintrin.h>
 #endif
@@ -194,6 +195,7 @@ std::shared_ptr<const IndexContent> open_file(std::shared_ptr<const char> memory
             header.terms_checksum == crc32c(data + layout.terms, layout.windows - layout.terms),
         op, ": path: expected a sound file, got a damaged table");
   auto index = std::make_shared<IndexContent>();
+  index->sketch = std::make_shared<Sketch>();
   index->settings = {static_cast<index_t>(header.columns), static_cast<ValueType>(header.values),
                      static_cast<index_t>(header.window), header.bitmap_share};
   index->documents = static_cast<index_t>(header.documents);

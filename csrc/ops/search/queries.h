@@ -12,11 +12,11 @@ namespace subspan {
 struct QueryTerm {
   float weight;
   std::uint32_t column;
-  std::uint32_t rank;  // among the query's terms, those first that cost most for what they can add
 };
 
 struct Query {
   std::size_t first = 0, end = 0;  // terms
+  double largest = 0;              // score that a document can have, if it had the largest values of all its columns
   double error_bound = 0;          // no score is farther from the inner product of what was indexed
 };
 
@@ -33,7 +33,7 @@ class Queries {
         const float weight = detail::finite_float(value, rows, row);
         const TermSummary& term = terms[static_cast<std::size_t>(column)];
         if (weight == 0 || term.count == 0) return;  // adds nothing anywhere
-        terms_.push_back({weight, static_cast<std::uint32_t>(column), 0});
+        terms_.push_back({weight, static_cast<std::uint32_t>(column)});
         predicted_ += term.count;
         weights += std::fabs(weight);
         largest += std::fabs(weight) * static_cast<double>(std::max(term.high, -term.low));
@@ -43,9 +43,9 @@ class Queries {
             ": expected scores in the range of float32, got up to ", std::max(largest, steps), " in row ",
             rows.first + row);
       query.end = terms_.size();
+      query.largest = largest;
       most_terms_ = std::max(most_terms_, static_cast<index_t>(query.end - query.first));
       bound_errors(index.settings.values, index.largest_scale, weights, largest, query);
-      rank_terms(terms, query);
       queries_.push_back(query);
     }
   }
@@ -57,17 +57,8 @@ class Queries {
   index_t most_terms() const { return most_terms_; }
   std::uint64_t predicted() const { return predicted_; }
 
-  // How many terms, from rank 0 on, together add at most `limit` to any score, and how much that is.
-  struct Omission {
-    std::uint32_t terms = 0;
-    double most = 0;
-  };
-  Omission omission(index_t number, double limit) const {
-    const double* sum = sums_.data() + query(number).first;
-    const auto n = static_cast<std::uint32_t>(query(number).end - query(number).first);
-    Omission found;
-    while (found.terms < n && sum[found.terms] <= limit) found.most = sum[found.terms++];
-    return found;
+  void write_bounds(double* bounds) const {
+    for (const Query& query : queries_) *bounds++ = query.error_bound;
   }
 
  private:
@@ -83,32 +74,7 @@ class Queries {
     if (type == ValueType::u8) query.error_bound += weights * (largest_scale * 0.5 * 1.01 + 0x1p-141);
   }
 
-  void rank_terms(const std::vector<TermSummary>& terms, const Query& query) {
-    struct Candidate {
-      std::size_t place;
-      double most;  // that the term can add
-      double count;
-    };
-    thread_local std::vector<Candidate> order;
-    order.clear();
-    for (std::size_t place = query.first; place < query.end; ++place) {
-      const TermSummary& term = terms[terms_[place].column];
-      const double weight = terms_[place].weight;
-      order.push_back({place, std::max(weight * term.low, weight * term.high), static_cast<double>(term.count)});
-    }
-    std::sort(order.begin(), order.end(), [](const Candidate& a, const Candidate& b) {
-      const double left = a.count * b.most, right = b.count * a.most;
-      return left != right ? left > right : a.place < b.place;
-    });
-    double sum = 0;
-    for (std::size_t rank = 0; rank < order.size(); ++rank) {
-      terms_[order[rank].place].rank = static_cast<std::uint32_t>(rank);
-      sums_.push_back(sum += order[rank].most);
-    }
-  }
-
   std::vector<QueryTerm> terms_;
-  std::vector<double> sums_;  // by query and rank: what the terms up to this one can add
   std::vector<Query> queries_;
   std::uint64_t predicted_ = 0;
   index_t most_terms_ = 0;

@@ -73,6 +73,9 @@ struct Window {
   }
 };
 
+class Sketch;
+class Queries;
+
 // Never changed once it is made: searches hold the content that they began with.
 struct IndexContent {
   IndexSettings settings;
@@ -82,6 +85,7 @@ struct IndexContent {
   float largest_scale = 0;  // of the documents of a u8 index
   std::vector<Window> windows;
   std::shared_ptr<const std::vector<TermSummary>> terms;
+  std::shared_ptr<Sketch> sketch;  // which the first approximate search makes
 };
 
 // The content with more documents at its end, bitwise what building all of them at once gives.
@@ -98,20 +102,22 @@ struct SearchCost {
   std::uint64_t predicted = 0;  // sum over columns of documents with it times queries with it
   std::uint64_t postings = 0;   // that were multiplied and added
   std::uint64_t windows = 0;    // that had any
-  std::uint64_t looked_up = 0;  // documents whose values of the terms left out were looked up
+  std::uint64_t looked_up = 0;  // documents that were scored one by one
+
+  void operator+=(const SearchCost& other) {
+    predicted += other.predicted;
+    postings += other.postings;
+    windows += other.windows;
+    looked_up += other.looked_up;
+  }
 };
 
-// Once k documents are known, terms that together cannot add more than a share of the k-th score are left out, those
-// first that cost most for what they can add, and looked up only for documents that would reach the k-th score were
-// they to get the fraction `trust` of the most that those terms can add. With trust = 1 no document is missed, but then
-// so many are looked up that nothing is gained: the exact search adds everything up.
-struct Pruning {
-  double share = 0;  // 0: nothing is left out
-  double trust = 1;
-};
+SearchCost search(const IndexContent& index, const SparseRowsView& queries, const SearchOutput& out, int threads);
 
-SearchCost search(const IndexContent& index, const SparseRowsView& queries, const Pruning& pruning,
-                  const SearchOutput& out, int threads);
+// The best of this many candidates, those of largest inner product with a sketch of the index, by their scores in the
+// index, the same bits as in an exact search. With as many candidates as an eighth of the documents it is one.
+SearchCost search_approximately(const IndexContent& index, const SparseRowsView& queries, index_t candidates,
+                                const SearchOutput& out, int threads);
 
 // scores[i, j] of query i and row ids[i, j], of `per_query` for each query, as an index of the rows in float32 gives
 // it.
