@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 # `python -m subspan.search` reads files and gives JSON: it needs no torch, which takes seconds to load. While the
-# package of a module that is to run is imported, argv[0] is "-m", and orig_argv has the module's name.
-_COMMAND_LINE = sys.argv[:1] == ["-m"] and sys.orig_argv[-len(sys.argv)].removeprefix("-m") == "subspan.search"
+# package of a module that is to run is imported, argv[0] is "-m", and orig_argv has the module's name in its place.
+_ARGUMENTS = getattr(sys, "argv", [])
+_MODULE = sys.orig_argv[-len(_ARGUMENTS) :][:1] if _ARGUMENTS[:1] == ["-m"] else []
 try:
-    if _COMMAND_LINE:
+    if _MODULE in (["subspan.search"], ["-msubspan.search"]):
         raise ImportError
     import torch as torch
 except ImportError:
