@@ -43,14 +43,18 @@ class VectorGradient {
         free_(in.tau != nullptr),
         lower_(parameters.transpose != parameters.right),
         identity_(in.X == nullptr),
+        narrow_(reflectors.narrow() && !reflectors.lapack()),
         width_(panel_width<T>(count_)),
-        right_{workspace.take<T>(panel_elements<T>(2 * columns_ + count_, count_)), 2 * columns_ + count_, width_},
+        section_(narrow_ ? round_up(columns_, kNarrow<T>) : columns_),
+        right_{nullptr, 2 * section_ + (narrow_ ? kNarrow<T> : count_), width_},
         overlap_{workspace.take<T>(panel_elements<T>(round_up(count_, kTileRows), count_)), round_up(count_, kTileRows),
                  width_},
         scales_(workspace.take<T>(count_)),
         inverses_(workspace.take<T>(round_up(count_, width_))),
         sums_(workspace.take<T>(threads * panel_elements<T>(kRows, count_))),
         copies_(workspace.take<T>(threads * kRows * kSumBlock)) {
+    right_.data = workspace.take<T>(panel_elements<T>(right_.depth, count_));
+    if (narrow_) std::fill_n(right_.data, right_.depth * width_, T(0));  // ends of the sections are not set
     if (in.X) input_.emplace_back(*in.X, item, parameters.right);
   }
 
@@ -68,7 +72,7 @@ class VectorGradient {
     const Rows<T> of_upstream = Rows<T>(own_coefficients, own_type(), columns_, 1).scaled(scales_);
     each_panel(team, [&](index_t first, index_t size) {
       pack_rows(of_input, first, size, 0, columns_, panel(0, first));
-      pack_rows(of_upstream, first, size, 0, columns_, panel(columns_, first));
+      pack_rows(of_upstream, first, size, 0, columns_, panel(section_, first));
     });
     team.barrier();
     multiply_coefficients(team);
@@ -78,14 +82,18 @@ class VectorGradient {
     const index_t blocks = (reflectors_.length() + kRows - 1) / kRows;
     for (index_t block = team.rank(); block < blocks; block += team.size()) {
       const index_t row = block * kRows, rows = std::min(kRows, reflectors_.length() - row);
+      if (narrow_) {
+        for (index_t i = 0; i < rows; i += kLanes<T>) add_narrow(row + i, result);
+        continue;
+      }
       const Panels<T> sums{sums_ + team.rank() * panel_elements<T>(kRows, count_), kRows, width_};
       T* copies = copies_ + team.rank() * kRows * kSumBlock;
-      if (narrow()) {
-        add_narrow(row, rows, result, sums.data, copies);
+      if (single_vector()) {
+        add_single_vector(row, rows, result, sums.data, copies);
         continue;
       }
       add_products(upstream_, row, rows, 0, true, sums, copies);
-      if (!identity_) add_products(input_[0], row, rows, columns_, false, sums, copies);
+      if (!identity_) add_products(input_[0], row, rows, section_, false, sums, copies);
       add_vectors(row, rows, sums, copies);
       finish(sums, row, rows, result);
     }
@@ -93,7 +101,7 @@ class VectorGradient {
 
  private:
   static constexpr index_t kRows = 48;  // of the left operands at a time: their block stays in the first-level cache
-  static_assert(kRows % kTileRows == 0, "whole tiles");
+  static_assert(kRows % kTileRows == 0 && kRows % kLanes<T> == 0, "whole tiles");
   static constexpr DType own_type() { return sizeof(T) == 4 ? DType::f32 : DType::f64; }
 
   Panels<T> panel(index_t row, index_t first) const {
@@ -107,13 +115,43 @@ class VectorGradient {
     }
   }
 
+  // kLanes rows of the result by columns.
+  void add_narrow(index_t row, const MatrixView& result) const {
+    Vec<T> sums[kNarrow<T>];
+    clear_tile<T>(sums);
+    add_narrow_products(upstream_, row, 0, sums);
+    if (!identity_) add_narrow_products(input_[0], row, section_, sums);
+    add_narrow_products(reflectors_.given(), row, 2 * section_, sums);
+#pragma GCC unroll 8
+    for (index_t j = 0; j < kNarrow<T>; ++j) sums[j] *= broadcast(inverses_[j]);
+    write_tile<T>(sums, result, row, 0);
+    for (index_t i = row; identity_ && i < std::min(columns_, row + kLanes<T>); ++i) {
+      for (index_t j = 0; j < count_; ++j) *result.at<T>(i, j) += right_.data[(section_ + i) * width_ + j] * inverses_[j];
+    }
+  }
+
+  [[gnu::always_inline]] void add_narrow_products(MatrixView left, index_t row, index_t right_row,
+                                                  Vec<T> (&sums)[kNarrow<T>]) const {
+    for (index_t k = 0; k < left.columns; k += kSumBlock) {
+      Vec<T> block[kNarrow<T>];
+      clear_tile<T>(block);
+      for (index_t c = k; c < std::min(left.columns, k + kSumBlock); c += kNarrow<T>) {
+        Vec<T> columns[kNarrow<T>];
+        read_tile<T>(left, row, c, columns);
+        add_tile_product<T>(columns, right_.data + (right_row + c) * kNarrowStep<T>, block);
+      }
+#pragma GCC unroll 8
+      for (index_t j = 0; j < kNarrow<T>; ++j) sums[j] += block[j];
+    }
+  }
+
   // Whether a row of the result is one vector and a short sum, which then stays in a register. What decides is the
-  // shape alone, so that no layout changes a bit.
-  bool narrow() const {
+  // shape alone.
+  bool single_vector() const {
     return count_ <= kLanes<T> && width_ == kLanes<T> && !reflectors_.lapack() && right_.depth <= kSumBlock;
   }
 
-  void add_narrow(index_t row, index_t rows, const MatrixView& result, T* sums, T* copies) const {
+  void add_single_vector(index_t row, index_t rows, const MatrixView& result, T* sums, T* copies) const {
     const Vec<T> inverses = load(inverses_);
     const T* right = right_.data;
     const bool direct = result.column_step == 1;
@@ -122,13 +160,13 @@ class VectorGradient {
       const index_t present = std::min<index_t>(kTileRows, rows - first);
       add_tile(left_tile(upstream_, row + first, 0, columns_, copies), right, columns_, tile);
       if (!identity_) {
-        add_tile(left_tile(input_[0], row + first, 0, columns_, copies), right + columns_ * width_, columns_, tile);
+        add_tile(left_tile(input_[0], row + first, 0, columns_, copies), right + section_ * width_, columns_, tile);
       }
-      add_tile(left_tile(reflectors_.given(), row + first, 0, count_, copies), right + 2 * columns_ * width_, count_,
+      add_tile(left_tile(reflectors_.given(), row + first, 0, count_, copies), right + 2 * section_ * width_, count_,
                tile);
       for (index_t i = 0; i < present; ++i) {
         const index_t own = row + first + i;
-        if (identity_ && own < columns_) tile[i] += load(right + (columns_ + own) * width_);
+        if (identity_ && own < columns_) tile[i] += load(right + (section_ + own) * width_);
         tile[i] *= inverses;
         if (direct) {
           store_entries(result.at<T>(own, 0), tile[i], count_);
@@ -148,7 +186,7 @@ class VectorGradient {
 
   // The upper triangle of R P^T, of P R^T for Q^T.
   void multiply_coefficients(Team team) const {
-    const index_t left_row = lower_ ? 0 : columns_, right_row = lower_ ? columns_ : 0;
+    const index_t left_row = lower_ ? 0 : section_, right_row = lower_ ? section_ : 0;
     for (index_t k = 0; k == 0 || k < columns_; k += kSumBlock) {
       const Panels<T> left{right_.data + (left_row + k) * width_, right_.depth, width_};
       const Panels<T> right{right_.data + (right_row + k) * width_, right_.depth, width_};
@@ -159,7 +197,7 @@ class VectorGradient {
 
   // Rows of C over ||v|| of the row, for one panel of columns.
   void set_symmetric(index_t first, index_t size) const {
-    const Panels<T> to = panel(2 * columns_, first);
+    const Panels<T> to = panel(2 * section_, first);
     for (index_t i = 0; i < count_; ++i) {
       T* row = to.data + i * width_;
       const T inverse = inverses_[i];
@@ -172,9 +210,9 @@ class VectorGradient {
   }
 
   void add_vectors(index_t row, index_t rows, const Panels<T>& sums, T* copies) const {
-    if (!reflectors_.lapack()) return add_products(reflectors_.given(), row, rows, 2 * columns_, false, sums, copies);
+    if (!reflectors_.lapack()) return add_products(reflectors_.given(), row, rows, 2 * section_, false, sums, copies);
     for (index_t block = 0; block < reflectors_.blocks(); ++block) {
-      const index_t right_row = 2 * columns_ + block * reflectors_.width();
+      const index_t right_row = 2 * section_ + block * reflectors_.width();
       add_products(reflectors_.vectors(block), row, rows, right_row, false, sums, copies);
     }
   }
@@ -208,7 +246,7 @@ class VectorGradient {
     for (index_t first = 0; first < count_; first += width_) {
       const index_t size = std::min(width_, count_ - first);
       T* own = sums.panel(first / width_);
-      const T* added = panel(columns_, first).data + row * width_;
+      const T* added = panel(section_, first).data + row * width_;
       const index_t with_one = identity_ ? std::clamp<index_t>(columns_ - row, 0, rows) : 0;
       for (index_t i = 0; i < with_one * width_; i += kLanes<T>) store(own + i, load(own + i) + load(added + i));
       for (index_t j = 0; j < width_; j += kLanes<T>) {
@@ -229,8 +267,8 @@ class VectorGradient {
   std::vector<MatrixView> input_;  // none: the identity
   const Reflectors<T>& reflectors_;
   index_t columns_, count_;
-  bool free_, lower_, identity_;
-  index_t width_;
+  bool free_, lower_, identity_, narrow_;
+  index_t width_, section_;  // section: rows of `right` for P, and for R
   Panels<T> right_, overlap_;
   T *scales_, *inverses_, *sums_, *copies_;
 };
@@ -264,11 +302,23 @@ void gradient_item(const HouseholderArrays& in, const T* coefficients, const T* 
   std::vector<VectorGradient<T>> of_vectors;
   if (gradients.V) of_vectors.emplace_back(in, G, reflectors, item, parameters, threads, workspace);
   if (gradients.V) of_vectors[0].set_scales(factors);
+  const bool columns_alone = by_columns(in, reflectors);
+  std::optional<NarrowProduct<T, T>> narrow;
+  if (columns_alone) narrow.emplace(reflectors.length(), threads, workspace);
   parallel_team(threads, [&](Team team) {
-    reflectors.pack(team);
+    if (columns_alone) {
+      narrow->add(reflectors.given(), &G, team);
+    } else {
+      reflectors.pack(team);
+    }
     team.barrier();
     Strip<T> strip = strips[static_cast<std::size_t>(team.rank())];
-    for (index_t first = team.rank() * strip.width(); first < in.columns; first += team.size() * strip.width()) {
+    if (columns_alone && team.rank() == 0) {
+      narrow->finish(strip.set_products(in.columns), strip.width());
+      strip.walk(factors, !transposed, own, in.columns, nullptr, 0, coefficients);
+    }
+    for (index_t first = team.rank() * strip.width(); first < in.columns && !columns_alone;
+         first += team.size() * strip.width()) {
       const index_t count = std::min(strip.width(), in.columns - first);
       strip.load(G, first, count, strip.reads_only(gradients.X ? &d_X : nullptr));
       strip.walk(factors, !transposed, own + first, in.columns, gradients.X ? &d_X : nullptr, first,
