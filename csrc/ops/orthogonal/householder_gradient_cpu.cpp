@@ -79,11 +79,12 @@ class VectorGradient {
     team.barrier();
     each_panel(team, [&](index_t first, index_t size) { set_symmetric(first, size); });
     team.barrier();
-    const index_t blocks = (reflectors_.length() + kRows - 1) / kRows;
+    const index_t block_rows = narrow_ ? kNarrowRows : kRows;
+    const index_t blocks = (reflectors_.length() + block_rows - 1) / block_rows;
     for (index_t block = team.rank(); block < blocks; block += team.size()) {
-      const index_t row = block * kRows, rows = std::min(kRows, reflectors_.length() - row);
+      const index_t row = block * block_rows, rows = std::min(block_rows, reflectors_.length() - row);
       if (narrow_) {
-        for (index_t i = 0; i < rows; i += kLanes<T>) add_narrow(row + i, result);
+        add_narrow(row, row + rows, result);
         continue;
       }
       const Panels<T> sums{sums_ + team.rank() * panel_elements<T>(kRows, count_), kRows, width_};
@@ -101,7 +102,8 @@ class VectorGradient {
 
  private:
   static constexpr index_t kRows = 48;  // of the left operands at a time: their block stays in the first-level cache
-  static_assert(kRows % kTileRows == 0 && kRows % kLanes<T> == 0, "whole tiles");
+  static constexpr index_t kNarrowRows = 512;
+  static_assert(kRows % kTileRows == 0 && kNarrowRows % kLanes<T> == 0, "whole tiles");
   static constexpr DType own_type() { return sizeof(T) == 4 ? DType::f32 : DType::f64; }
 
   Panels<T> panel(index_t row, index_t first) const {
@@ -115,30 +117,39 @@ class VectorGradient {
     }
   }
 
-  // kLanes rows of the result by columns.
-  void add_narrow(index_t row, const MatrixView& result) const {
-    Vec<T> sums[kNarrow<T>];
-    clear_tile<T>(sums);
-    add_narrow_products(upstream_, row, 0, sums);
-    if (!identity_) add_narrow_products(input_[0], row, section_, sums);
-    add_narrow_products(reflectors_.given(), row, 2 * section_, sums);
+  // Rows [first, end) of the result by columns.
+  void add_narrow(index_t first, index_t end, const MatrixView& result) const {
+    const MatrixView to = result, upstream = upstream_, input = identity_ ? upstream_ : input_[0],
+                     vectors = reflectors_.given();
+    const T *right = right_.data, *of_input = right + section_ * kNarrowStep<T>,
+            *of_vectors = of_input + section_ * kNarrowStep<T>;
+    const bool identity = identity_;
+    Vec<T> inverses[kNarrow<T>];
+    for (index_t j = 0; j < kNarrow<T>; ++j) inverses[j] = broadcast(inverses_[j]);
+    for (index_t row = first; row < end; row += kLanes<T>) {
+      Vec<T> sums[kNarrow<T>];
+      clear_tile<T>(sums);
+      add_narrow_products(upstream, row, right, sums);
+      if (!identity) add_narrow_products(input, row, of_input, sums);
+      add_narrow_products(vectors, row, of_vectors, sums);
 #pragma GCC unroll 8
-    for (index_t j = 0; j < kNarrow<T>; ++j) sums[j] *= broadcast(inverses_[j]);
-    write_tile<T>(sums, result, row, 0);
-    for (index_t i = row; identity_ && i < std::min(columns_, row + kLanes<T>); ++i) {
-      for (index_t j = 0; j < count_; ++j) *result.at<T>(i, j) += right_.data[(section_ + i) * width_ + j] * inverses_[j];
+      for (index_t j = 0; j < kNarrow<T>; ++j) sums[j] *= inverses[j];
+      write_tile<T>(sums, to, row, 0);
+    }
+    for (index_t i = first; identity && i < std::min(columns_, end); ++i) {
+      for (index_t j = 0; j < count_; ++j) *to.at<T>(i, j) += of_input[i * kNarrowStep<T> + j] * inverses_[j];
     }
   }
 
-  [[gnu::always_inline]] void add_narrow_products(MatrixView left, index_t row, index_t right_row,
-                                                  Vec<T> (&sums)[kNarrow<T>]) const {
+  [[gnu::always_inline]] static void add_narrow_products(const MatrixView& left, index_t row, const T* right,
+                                                         Vec<T> (&sums)[kNarrow<T>]) {
     for (index_t k = 0; k < left.columns; k += kSumBlock) {
       Vec<T> block[kNarrow<T>];
       clear_tile<T>(block);
       for (index_t c = k; c < std::min(left.columns, k + kSumBlock); c += kNarrow<T>) {
         Vec<T> columns[kNarrow<T>];
         read_tile<T>(left, row, c, columns);
-        add_tile_product<T>(columns, right_.data + (right_row + c) * kNarrowStep<T>, block);
+        add_tile_product<T>(columns, right + c * kNarrowStep<T>, block);
       }
 #pragma GCC unroll 8
       for (index_t j = 0; j < kNarrow<T>; ++j) sums[j] += block[j];

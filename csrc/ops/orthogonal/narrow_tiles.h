@@ -218,34 +218,40 @@ class NarrowProduct {
 
   static void add_chunk(const T* left, const T* right, bool symmetric, index_t rows, Sum* sums) {
     for (index_t i = 0; i < kNarrow<T>; i += kGroup) {
-      for (index_t j = symmetric ? i : 0; j < kNarrow<T>; j += kGroup)
-        add_group(left + i * kChunk, right + j * kChunk, rows, sums + (i * kNarrow<T> + j) * kLanes<Sum>);
+      for (index_t j = symmetric ? i : 0; j < kNarrow<T>; j += kGroup) {
+        if (symmetric && i == j) {
+          add_group<true>(left + i * kChunk, right + j * kChunk, rows, sums + (i * kNarrow<T> + j) * kLanes<Sum>);
+        } else {
+          add_group<false>(left + i * kChunk, right + j * kChunk, rows, sums + (i * kNarrow<T> + j) * kLanes<Sum>);
+        }
+      }
     }
   }
 
+  template <bool symmetric>
   static void add_group(const T* left, const T* right, index_t rows, Sum* sums) {
     Vec<Sum> group[kGroup][kGroup];
 #pragma GCC unroll 4
     for (index_t i = 0; i < kGroup; ++i) {
 #pragma GCC unroll 4
-      for (index_t j = 0; j < kGroup; ++j) group[i][j] = load(sums + (i * kNarrow<T> + j) * kLanes<Sum>);
+      for (index_t j = symmetric ? i : 0; j < kGroup; ++j) group[i][j] = load(sums + (i * kNarrow<T> + j) * kLanes<Sum>);
     }
     for (index_t r = 0; r < rows; r += kLanes<Sum>) {
       Vec<Sum> own[kGroup], other[kGroup];
 #pragma GCC unroll 4
       for (index_t i = 0; i < kGroup; ++i) own[i] = load_as(left + i * kChunk + r);
 #pragma GCC unroll 4
-      for (index_t j = 0; j < kGroup; ++j) other[j] = load_as(right + j * kChunk + r);
+      for (index_t j = 0; j < kGroup; ++j) other[j] = symmetric ? own[j] : load_as(right + j * kChunk + r);
 #pragma GCC unroll 4
       for (index_t i = 0; i < kGroup; ++i) {
 #pragma GCC unroll 4
-        for (index_t j = 0; j < kGroup; ++j) group[i][j] += own[i] * other[j];
+        for (index_t j = symmetric ? i : 0; j < kGroup; ++j) group[i][j] += own[i] * other[j];
       }
     }
 #pragma GCC unroll 4
     for (index_t i = 0; i < kGroup; ++i) {
 #pragma GCC unroll 4
-      for (index_t j = 0; j < kGroup; ++j) store(sums + (i * kNarrow<T> + j) * kLanes<Sum>, group[i][j]);
+      for (index_t j = symmetric ? i : 0; j < kGroup; ++j) store(sums + (i * kNarrow<T> + j) * kLanes<Sum>, group[i][j]);
     }
   }
 
