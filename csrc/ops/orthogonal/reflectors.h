@@ -338,14 +338,16 @@ class Strip {
 
   template <class Finish>
   void move(index_t first, index_t count, const Finish& finish) const {
-    for (index_t row = 0; row < reflectors_.length(); row += kTileRows) {
-      with_vectors<T>(vectors(), [&](auto v) {
+    const T *from = reflectors_.at(0, first), *moves = moves_;
+    const index_t row_step = reflectors_.row_step(), step = reflectors_.reflector_step(), width = width_;
+    with_vectors<T>(vectors(), [&](auto v) {
+      const T* rows = from;
+      for (index_t row = 0; row < reflectors_.length(); row += kTileRows, rows += kTileRows * row_step) {
         Vec<T> sums[kTileRows][v.value];
-        multiply_strided_tile<v.value>(reflectors_.at(row, first), reflectors_.row_step(), reflectors_.reflector_step(),
-                                       moves_, width_, count, sums);
+        multiply_strided_tile<v.value>(rows, row_step, step, moves, width, count, sums);
         finish(row, 0, sums);
-      });
-    }
+      }
+    });
   }
 
   // The last move, straight into the result where its rows are contiguous.
@@ -369,11 +371,17 @@ class Strip {
         }
         return;
       }
+      Vec<T> tile[kTileRows][Vectors];  // by a number that is not a constant: the sums themselves stay in registers
+#pragma GCC unroll 8
+      for (int i = 0; i < kTileRows; ++i) {
+#pragma GCC unroll 3
+        for (int v = 0; v < Vectors; ++v) tile[i][v] = sums[i][v];
+      }
       for (index_t i = 0; i < present; ++i) {
         T* target = to + (row + i) * step;
         for (int v = 0; v < Vectors; ++v) {
           const Vec<T> before = data ? subspan::load(data + (row + i) * width + v * kLanes<T>) : Vec<T>{};
-          store_entries(target + v * kLanes<T>, before + sums[i][v], count - v * kLanes<T>);
+          store_entries(target + v * kLanes<T>, before + tile[i][v], count - v * kLanes<T>);
         }
         const index_t one = row + i - identity;
         if (!data && one >= 0 && one < count) target[one] += 1;
