@@ -1,6 +1,6 @@
 // Tall matrices of few columns, by columns. Row by row, products of matrices that are at most half a vector wide leave
-// lanes empty. Here a tile is kLanes rows, a vector for each column, even rows in its first half: two rows that lie side
-// by side are read as one vector, tiles are transposed in registers, and a product with a small matrix is one
+// lanes empty. Here a tile is kLanes rows, a vector for each column, even rows in its first half: two rows that are
+// neighbours are read as one vector, tiles are transposed in registers, and a product with a small matrix is one
 // multiply-add for each of its entries.
 #pragma once
 #include "core/small_matrix/gram_schmidt.h"
@@ -234,7 +234,8 @@ class NarrowProduct {
 #pragma GCC unroll 4
     for (index_t i = 0; i < kGroup; ++i) {
 #pragma GCC unroll 4
-      for (index_t j = symmetric ? i : 0; j < kGroup; ++j) group[i][j] = load(sums + (i * kNarrow<T> + j) * kLanes<Sum>);
+      for (index_t j = symmetric ? i : 0; j < kGroup; ++j)
+        group[i][j] = load(sums + (i * kNarrow<T> + j) * kLanes<Sum>);
     }
     for (index_t r = 0; r < rows; r += kLanes<Sum>) {
       Vec<Sum> own[kGroup], other[kGroup];
@@ -251,7 +252,8 @@ class NarrowProduct {
 #pragma GCC unroll 4
     for (index_t i = 0; i < kGroup; ++i) {
 #pragma GCC unroll 4
-      for (index_t j = symmetric ? i : 0; j < kGroup; ++j) store(sums + (i * kNarrow<T> + j) * kLanes<Sum>, group[i][j]);
+      for (index_t j = symmetric ? i : 0; j < kGroup; ++j)
+        store(sums + (i * kNarrow<T> + j) * kLanes<Sum>, group[i][j]);
     }
   }
 
