@@ -34,9 +34,11 @@ template <class T>
 template <class T>
 class VectorGradient {
  public:
-  VectorGradient(const HouseholderArrays& in, const MatrixView& upstream, const Reflectors<T>& reflectors, index_t item,
+  VectorGradient(const HouseholderArrays& in, const TensorView& upstream, const Reflectors<T>& reflectors, index_t item,
                  const HouseholderParameters& parameters, int threads, Workspace& workspace)
-      : upstream_(upstream),
+      : upstream_(upstream, item, in.X ? parameters.right : parameters.rows),
+        next_upstream_(bytes_to_next(upstream, item)),
+        next_vectors_(bytes_to_next(in.V, item)),
         reflectors_(reflectors),
         columns_(in.columns),
         count_(reflectors.count()),
@@ -123,12 +125,15 @@ class VectorGradient {
                      vectors = reflectors_.given();
     const T *right = right_.data, *of_input = right + section_ * kNarrowStep<T>,
             *of_vectors = of_input + section_ * kNarrowStep<T>;
+    const index_t next_upstream = next_upstream_, next_vectors = next_vectors_;
     const bool identity = identity_;
     Vec<T> inverses[kNarrow<T>];
     for (index_t j = 0; j < kNarrow<T>; ++j) inverses[j] = broadcast(inverses_[j]);
     for (index_t row = first; row < end; row += kLanes<T>) {
       Vec<T> sums[kNarrow<T>];
       clear_tile<T>(sums);
+      ask_for_next_tile<T>(upstream, row, next_upstream);
+      ask_for_next_tile<T>(vectors, row, next_vectors);
       add_narrow_products(upstream, row, right, sums);
       if (!identity) add_narrow_products(input, row, of_input, sums);
       add_narrow_products(vectors, row, of_vectors, sums);
@@ -275,6 +280,7 @@ class VectorGradient {
   }
 
   MatrixView upstream_;
+  index_t next_upstream_, next_vectors_;
   std::vector<MatrixView> input_;  // none: the identity
   const Reflectors<T>& reflectors_;
   index_t columns_, count_;
@@ -311,7 +317,7 @@ void gradient_item(const HouseholderArrays& in, const T* coefficients, const T* 
   const std::vector<Strip<T>> strips = make_strips(reflectors, in.columns, threads, workspace);
   T* own = workspace.take<T>(reflectors.count() * in.columns);
   std::vector<VectorGradient<T>> of_vectors;
-  if (gradients.V) of_vectors.emplace_back(in, G, reflectors, item, parameters, threads, workspace);
+  if (gradients.V) of_vectors.emplace_back(in, upstream, reflectors, item, parameters, threads, workspace);
   if (gradients.V) of_vectors[0].set_scales(factors);
   const bool columns_alone = by_columns(in, reflectors);
   std::optional<NarrowProduct<T, T>> narrow;

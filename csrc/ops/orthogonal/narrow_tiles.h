@@ -98,6 +98,22 @@ template <class T>
   transpose_half_squares<T>(columns);
 }
 
+// Bytes from an item to the one after it, which this thread will probably come to next; 0 for the last.
+inline index_t bytes_to_next(const TensorView& array, index_t item) {
+  if (item + 1 >= batch_count(array, 2)) return 0;
+  return static_cast<const char*>(batch_item(array, 2, item + 1)) -
+         static_cast<const char*>(batch_item(array, 2, item));
+}
+
+// Asks for that item's tile while this one's is computed with, where rows lie close together.
+template <class T>
+[[gnu::always_inline]] inline void ask_for_next_tile(const MatrixView& from, index_t row, index_t bytes_away) {
+  if (bytes_away == 0 || !from.native<T>() || from.column_step != 1 || from.row_step != from.columns) return;
+  const char* next = from.data + row * from.row_step * index_t{sizeof(T)} + bytes_away;
+  const index_t bytes = kLanes<T> * std::min(from.row_step, kNarrow<T>) * index_t{sizeof(T)};
+  for (index_t i = 0; i < bytes; i += 64) __builtin_prefetch(next + i, 0, 2);
+}
+
 // The inverse, of a matrix of type T.
 template <class T>
 [[gnu::always_inline]] inline void write_tile(Vec<T> (&columns)[kNarrow<T>], const MatrixView& to, index_t row,
