@@ -185,6 +185,52 @@ def test_rows_are_read_in_place() -> None:
     assert Q.nbytes <= peak < 1.1 * Q.nbytes + 1e5
 
 
+# --- chains of few reflectors, which are worked on by columns ---
+
+
+def _value_and_gradient(V: torch.Tensor, X: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+    V = V.detach().requires_grad_()
+    Q = subspan.householder_product(V) if X is None else subspan.householder_apply(V, X)
+    return Q.detach(), *torch.autograd.grad(Q.sin().sum(), V)
+
+
+@pytest.mark.parametrize("dtype", REAL, ids=str)
+@pytest.mark.parametrize("count", [1, 2, 4, 7, 8])
+@pytest.mark.parametrize("columns", [None, 5, 19])
+def test_few_long_reflectors_do_not_depend_on_layout_and_threads(
+    count: int, columns: int | None, dtype: torch.dtype
+) -> None:
+    """Long enough for several blocks of rows and for a team, and not in whole tiles."""
+    length = 33333 // count
+    V = normal(1, length, count, dtype=dtype)
+    X = None if columns is None else normal(2, length, columns, dtype=dtype)
+    expected = _value_and_gradient(V, X)
+    wide = V.new_full((length, count + 3), torch.nan)
+    wide[:, :count] = V
+    sparse = V.new_full((length, 2 * count), torch.nan)
+    sparse[:, ::2] = V
+    for layout in (wide[:, :count], sparse[:, ::2], V.mT.contiguous().mT):
+        for one, other in zip(_value_and_gradient(layout, X), expected, strict=True):
+            assert torch.equal(one, other)
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        for one, other in zip(_value_and_gradient(V, X), expected, strict=True):
+            assert torch.equal(one, other)
+    exact = _value_and_gradient(V.double(), None if X is None else X.double())
+    for one, other in zip(expected, exact, strict=True):
+        size = other.abs().max().item()
+        torch.testing.assert_close(one.double(), other, rtol=0, atol=200 * torch.finfo(dtype).eps * size)
+    if X is None:
+        assert deviation(expected[0]) < 4 * count**0.5 * torch.finfo(dtype).eps
+
+
+def test_few_reflectors_of_half_types_and_rows() -> None:
+    V = normal(1, 3, 1000, 6, dtype=torch.float32).to(torch.bfloat16)
+    Q = subspan.householder_product(V)
+    assert torch.equal(Q, subspan.householder_product(V.float()))
+    assert torch.equal(subspan.householder_product(V.mT.contiguous(), layout="rows").mT, Q)
+
+
 # --- memory ---
 
 

@@ -153,6 +153,7 @@ namespace detail {
 template <class T>
 struct HalfVectorOf {
   typedef T type __attribute__((vector_size(kVectorBytes / 2)));
+  typedef T anywhere __attribute__((vector_size(kVectorBytes / 2), aligned(sizeof(T)), may_alias));
 };
 template <class T, int... I>
 inline Vec<T> zip_halves_low(Vec<T> a, Vec<T> b, std::integer_sequence<int, I...>) {
@@ -178,9 +179,10 @@ inline typename HalfVectorOf<T>::type half_from(Vec<T> v, int first, std::intege
 // Two half vectors side by side, and their inverse.
 template <class T>
 inline Vec<T> load_halves(const T* low, const T* high) {
-  typename detail::HalfVectorOf<T>::type a, b;
-  std::memcpy(&a, low, sizeof a);
-  std::memcpy(&b, high, sizeof b);
+  // Read as a type that may lie anywhere: GCC copies what memcpy gives through memory once more.
+  using Half = typename detail::HalfVectorOf<T>::anywhere;
+  const typename detail::HalfVectorOf<T>::type a = *reinterpret_cast<const Half*>(low);
+  const typename detail::HalfVectorOf<T>::type b = *reinterpret_cast<const Half*>(high);
   return detail::join<T>(a, b, std::make_integer_sequence<int, kLanes<T>>{});
 }
 template <class T>
@@ -207,7 +209,7 @@ inline void store_entries(T* to, Vec<T> v, index_t count) {
 
 // As transpose_square, of two squares of half the size side by side.
 template <class T>
-inline void transpose_half_squares(Vec<T> (&rows)[kLanes<T> / 2]) {
+[[gnu::always_inline]] inline void transpose_half_squares(Vec<T> (&rows)[kLanes<T> / 2]) {
   constexpr int half = kLanes<T> / 2;
   using Lanes = std::make_integer_sequence<int, kLanes<T>>;
 #pragma GCC unroll 4

@@ -34,23 +34,29 @@ template <class T>
 template <class T>
 class VectorGradient {
  public:
-  VectorGradient(const HouseholderArrays& in, const MatrixView& upstream, const Reflectors<T>& reflectors, index_t item,
+  VectorGradient(const HouseholderArrays& in, const TensorView& upstream, const Reflectors<T>& reflectors, index_t item,
                  const HouseholderParameters& parameters, int threads, Workspace& workspace)
-      : upstream_(upstream),
+      : upstream_(upstream, item, in.X ? parameters.right : parameters.rows),
+        next_upstream_(bytes_to_next(upstream, item)),
+        next_vectors_(bytes_to_next(in.V, item)),
         reflectors_(reflectors),
         columns_(in.columns),
         count_(reflectors.count()),
         free_(in.tau != nullptr),
         lower_(parameters.transpose != parameters.right),
         identity_(in.X == nullptr),
+        narrow_(reflectors.narrow() && !reflectors.lapack()),
         width_(panel_width<T>(count_)),
-        right_{workspace.take<T>(panel_elements<T>(2 * columns_ + count_, count_)), 2 * columns_ + count_, width_},
+        section_(narrow_ ? round_up(columns_, kNarrow<T>) : columns_),
+        right_{nullptr, 2 * section_ + (narrow_ ? kNarrow<T> : count_), width_},
         overlap_{workspace.take<T>(panel_elements<T>(round_up(count_, kTileRows), count_)), round_up(count_, kTileRows),
                  width_},
         scales_(workspace.take<T>(count_)),
         inverses_(workspace.take<T>(round_up(count_, width_))),
         sums_(workspace.take<T>(threads * panel_elements<T>(kRows, count_))),
         copies_(workspace.take<T>(threads * kRows * kSumBlock)) {
+    right_.data = workspace.take<T>(panel_elements<T>(right_.depth, count_));
+    if (narrow_) std::fill_n(right_.data, right_.depth * width_, T(0));  // ends of the sections are not set
     if (in.X) input_.emplace_back(*in.X, item, parameters.right);
   }
 
@@ -68,24 +74,29 @@ class VectorGradient {
     const Rows<T> of_upstream = Rows<T>(own_coefficients, own_type(), columns_, 1).scaled(scales_);
     each_panel(team, [&](index_t first, index_t size) {
       pack_rows(of_input, first, size, 0, columns_, panel(0, first));
-      pack_rows(of_upstream, first, size, 0, columns_, panel(columns_, first));
+      pack_rows(of_upstream, first, size, 0, columns_, panel(section_, first));
     });
     team.barrier();
     multiply_coefficients(team);
     team.barrier();
     each_panel(team, [&](index_t first, index_t size) { set_symmetric(first, size); });
     team.barrier();
-    const index_t blocks = (reflectors_.length() + kRows - 1) / kRows;
+    const index_t block_rows = narrow_ ? kNarrowRows : kRows;
+    const index_t blocks = (reflectors_.length() + block_rows - 1) / block_rows;
     for (index_t block = team.rank(); block < blocks; block += team.size()) {
-      const index_t row = block * kRows, rows = std::min(kRows, reflectors_.length() - row);
+      const index_t row = block * block_rows, rows = std::min(block_rows, reflectors_.length() - row);
+      if (narrow_) {
+        add_narrow(row, row + rows, result);
+        continue;
+      }
       const Panels<T> sums{sums_ + team.rank() * panel_elements<T>(kRows, count_), kRows, width_};
       T* copies = copies_ + team.rank() * kRows * kSumBlock;
-      if (narrow()) {
-        add_narrow(row, rows, result, sums.data, copies);
+      if (single_vector()) {
+        add_single_vector(row, rows, result, sums.data, copies);
         continue;
       }
       add_products(upstream_, row, rows, 0, true, sums, copies);
-      if (!identity_) add_products(input_[0], row, rows, columns_, false, sums, copies);
+      if (!identity_) add_products(input_[0], row, rows, section_, false, sums, copies);
       add_vectors(row, rows, sums, copies);
       finish(sums, row, rows, result);
     }
@@ -93,7 +104,8 @@ class VectorGradient {
 
  private:
   static constexpr index_t kRows = 48;  // of the left operands at a time: their block stays in the first-level cache
-  static_assert(kRows % kTileRows == 0, "whole tiles");
+  static constexpr index_t kNarrowRows = 512;
+  static_assert(kRows % kTileRows == 0 && kNarrowRows % kLanes<T> == 0, "whole tiles");
   static constexpr DType own_type() { return sizeof(T) == 4 ? DType::f32 : DType::f64; }
 
   Panels<T> panel(index_t row, index_t first) const {
@@ -107,13 +119,55 @@ class VectorGradient {
     }
   }
 
+  // Rows [first, end) of the result by columns.
+  void add_narrow(index_t first, index_t end, const MatrixView& result) const {
+    const MatrixView to = result, upstream = upstream_, input = identity_ ? upstream_ : input_[0],
+                     vectors = reflectors_.given();
+    const T *right = right_.data, *of_input = right + section_ * kNarrowStep<T>,
+            *of_vectors = of_input + section_ * kNarrowStep<T>;
+    const index_t next_upstream = next_upstream_, next_vectors = next_vectors_;
+    const bool identity = identity_;
+    Vec<T> inverses[kNarrow<T>];
+    for (index_t j = 0; j < kNarrow<T>; ++j) inverses[j] = broadcast(inverses_[j]);
+    for (index_t row = first; row < end; row += kLanes<T>) {
+      Vec<T> sums[kNarrow<T>];
+      clear_tile<T>(sums);
+      ask_for_next_tile<T>(upstream, row, next_upstream);
+      ask_for_next_tile<T>(vectors, row, next_vectors);
+      add_narrow_products(upstream, row, right, sums);
+      if (!identity) add_narrow_products(input, row, of_input, sums);
+      add_narrow_products(vectors, row, of_vectors, sums);
+#pragma GCC unroll 8
+      for (index_t j = 0; j < kNarrow<T>; ++j) sums[j] *= inverses[j];
+      write_tile<T>(sums, to, row, 0);
+    }
+    for (index_t i = first; identity && i < std::min(columns_, end); ++i) {
+      for (index_t j = 0; j < count_; ++j) *to.at<T>(i, j) += of_input[i * kNarrowStep<T> + j] * inverses_[j];
+    }
+  }
+
+  [[gnu::always_inline]] static void add_narrow_products(const MatrixView& left, index_t row, const T* right,
+                                                         Vec<T> (&sums)[kNarrow<T>]) {
+    for (index_t k = 0; k < left.columns; k += kSumBlock) {
+      Vec<T> block[kNarrow<T>];
+      clear_tile<T>(block);
+      for (index_t c = k; c < std::min(left.columns, k + kSumBlock); c += kNarrow<T>) {
+        Vec<T> columns[kNarrow<T>];
+        read_tile<T>(left, row, c, columns);
+        add_tile_product<T>(columns, right + c * kNarrowStep<T>, block);
+      }
+#pragma GCC unroll 8
+      for (index_t j = 0; j < kNarrow<T>; ++j) sums[j] += block[j];
+    }
+  }
+
   // Whether a row of the result is one vector and a short sum, which then stays in a register. What decides is the
-  // shape alone, so that no layout changes a bit.
-  bool narrow() const {
+  // shape alone.
+  bool single_vector() const {
     return count_ <= kLanes<T> && width_ == kLanes<T> && !reflectors_.lapack() && right_.depth <= kSumBlock;
   }
 
-  void add_narrow(index_t row, index_t rows, const MatrixView& result, T* sums, T* copies) const {
+  void add_single_vector(index_t row, index_t rows, const MatrixView& result, T* sums, T* copies) const {
     const Vec<T> inverses = load(inverses_);
     const T* right = right_.data;
     const bool direct = result.column_step == 1;
@@ -122,13 +176,13 @@ class VectorGradient {
       const index_t present = std::min<index_t>(kTileRows, rows - first);
       add_tile(left_tile(upstream_, row + first, 0, columns_, copies), right, columns_, tile);
       if (!identity_) {
-        add_tile(left_tile(input_[0], row + first, 0, columns_, copies), right + columns_ * width_, columns_, tile);
+        add_tile(left_tile(input_[0], row + first, 0, columns_, copies), right + section_ * width_, columns_, tile);
       }
-      add_tile(left_tile(reflectors_.given(), row + first, 0, count_, copies), right + 2 * columns_ * width_, count_,
+      add_tile(left_tile(reflectors_.given(), row + first, 0, count_, copies), right + 2 * section_ * width_, count_,
                tile);
       for (index_t i = 0; i < present; ++i) {
         const index_t own = row + first + i;
-        if (identity_ && own < columns_) tile[i] += load(right + (columns_ + own) * width_);
+        if (identity_ && own < columns_) tile[i] += load(right + (section_ + own) * width_);
         tile[i] *= inverses;
         if (direct) {
           store_entries(result.at<T>(own, 0), tile[i], count_);
@@ -148,7 +202,7 @@ class VectorGradient {
 
   // The upper triangle of R P^T, of P R^T for Q^T.
   void multiply_coefficients(Team team) const {
-    const index_t left_row = lower_ ? 0 : columns_, right_row = lower_ ? columns_ : 0;
+    const index_t left_row = lower_ ? 0 : section_, right_row = lower_ ? section_ : 0;
     for (index_t k = 0; k == 0 || k < columns_; k += kSumBlock) {
       const Panels<T> left{right_.data + (left_row + k) * width_, right_.depth, width_};
       const Panels<T> right{right_.data + (right_row + k) * width_, right_.depth, width_};
@@ -159,7 +213,7 @@ class VectorGradient {
 
   // Rows of C over ||v|| of the row, for one panel of columns.
   void set_symmetric(index_t first, index_t size) const {
-    const Panels<T> to = panel(2 * columns_, first);
+    const Panels<T> to = panel(2 * section_, first);
     for (index_t i = 0; i < count_; ++i) {
       T* row = to.data + i * width_;
       const T inverse = inverses_[i];
@@ -172,9 +226,9 @@ class VectorGradient {
   }
 
   void add_vectors(index_t row, index_t rows, const Panels<T>& sums, T* copies) const {
-    if (!reflectors_.lapack()) return add_products(reflectors_.given(), row, rows, 2 * columns_, false, sums, copies);
+    if (!reflectors_.lapack()) return add_products(reflectors_.given(), row, rows, 2 * section_, false, sums, copies);
     for (index_t block = 0; block < reflectors_.blocks(); ++block) {
-      const index_t right_row = 2 * columns_ + block * reflectors_.width();
+      const index_t right_row = 2 * section_ + block * reflectors_.width();
       add_products(reflectors_.vectors(block), row, rows, right_row, false, sums, copies);
     }
   }
@@ -208,7 +262,7 @@ class VectorGradient {
     for (index_t first = 0; first < count_; first += width_) {
       const index_t size = std::min(width_, count_ - first);
       T* own = sums.panel(first / width_);
-      const T* added = panel(columns_, first).data + row * width_;
+      const T* added = panel(section_, first).data + row * width_;
       const index_t with_one = identity_ ? std::clamp<index_t>(columns_ - row, 0, rows) : 0;
       for (index_t i = 0; i < with_one * width_; i += kLanes<T>) store(own + i, load(own + i) + load(added + i));
       for (index_t j = 0; j < width_; j += kLanes<T>) {
@@ -226,11 +280,12 @@ class VectorGradient {
   }
 
   MatrixView upstream_;
+  index_t next_upstream_, next_vectors_;
   std::vector<MatrixView> input_;  // none: the identity
   const Reflectors<T>& reflectors_;
   index_t columns_, count_;
-  bool free_, lower_, identity_;
-  index_t width_;
+  bool free_, lower_, identity_, narrow_;
+  index_t width_, section_;  // section: rows of `right` for P, and for R
   Panels<T> right_, overlap_;
   T *scales_, *inverses_, *sums_, *copies_;
 };
@@ -262,13 +317,25 @@ void gradient_item(const HouseholderArrays& in, const T* coefficients, const T* 
   const std::vector<Strip<T>> strips = make_strips(reflectors, in.columns, threads, workspace);
   T* own = workspace.take<T>(reflectors.count() * in.columns);
   std::vector<VectorGradient<T>> of_vectors;
-  if (gradients.V) of_vectors.emplace_back(in, G, reflectors, item, parameters, threads, workspace);
+  if (gradients.V) of_vectors.emplace_back(in, upstream, reflectors, item, parameters, threads, workspace);
   if (gradients.V) of_vectors[0].set_scales(factors);
+  const bool columns_alone = by_columns(in, reflectors);
+  std::optional<NarrowProduct<T, T>> narrow;
+  if (columns_alone) narrow.emplace(reflectors.length(), threads, workspace);
   parallel_team(threads, [&](Team team) {
-    reflectors.pack(team);
+    if (columns_alone) {
+      narrow->add(reflectors.given(), &G, team);
+    } else {
+      reflectors.pack(team);
+    }
     team.barrier();
     Strip<T> strip = strips[static_cast<std::size_t>(team.rank())];
-    for (index_t first = team.rank() * strip.width(); first < in.columns; first += team.size() * strip.width()) {
+    if (columns_alone && team.rank() == 0) {
+      narrow->finish(strip.set_products(in.columns), strip.width());
+      strip.walk(factors, !transposed, own, in.columns, nullptr, 0, coefficients);
+    }
+    for (index_t first = team.rank() * strip.width(); first < in.columns && !columns_alone;
+         first += team.size() * strip.width()) {
       const index_t count = std::min(strip.width(), in.columns - first);
       strip.load(G, first, count, strip.reads_only(gradients.X ? &d_X : nullptr));
       strip.walk(factors, !transposed, own + first, in.columns, gradients.X ? &d_X : nullptr, first,

@@ -1,5 +1,6 @@
 // What the passes over products of reflectors share: how items and threads are matched, and the members' memory.
 #pragma once
+#include <optional>
 #include <vector>
 
 #include "ops/orthogonal/reflectors.h"
@@ -37,6 +38,13 @@ std::vector<Strip<T>> make_strips(const Reflectors<T>& reflectors, index_t colum
   std::vector<Strip<T>> strips;
   for (int i = 0; i < threads; ++i) strips.emplace_back(reflectors, strip_width<T>(columns, threads), workspace);
   return strips;
+}
+
+// Whether V and the columns that it is applied to, which are the identity's, are both narrow: then all is done by
+// columns, from V where it lies. What decides is the shape alone, so that no layout changes a bit.
+template <class T>
+bool by_columns(const HouseholderArrays& in, const Reflectors<T>& reflectors) {
+  return reflectors.narrow() && !in.X && in.columns <= kNarrow<T> && !reflectors.lapack();
 }
 
 inline Rows<double> tau_of(const TensorView& tau, index_t item) {

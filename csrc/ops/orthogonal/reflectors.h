@@ -3,7 +3,7 @@
 #pragma once
 #include "core/parallel.h"
 #include "ops/orthogonal/householder.h"
-#include "ops/orthogonal/strips.h"
+#include "ops/orthogonal/narrow_tiles.h"
 
 namespace subspan {
 
@@ -28,6 +28,8 @@ class Reflectors {
   index_t blocks() const { return (V_.columns + width_ - 1) / width_; }
   index_t block_size(index_t block) const { return std::min(width_, V_.columns - block * width_); }
   bool lapack() const { return lapack_; }
+  // Whether a row of V is at most half a vector.
+  bool narrow() const { return count() > 0 && count() <= kNarrow<T>; }
   // The vectors of all blocks as they were given; those of one, of type T and with the ones and zeros of LAPACK's.
   const MatrixView& given() const { return V_; }
   MatrixView vectors(index_t block) const {
@@ -195,6 +197,7 @@ class Strip {
   void load(const MatrixView& from, index_t first, index_t count, bool reads_only) {
     count_ = count;
     identity_ = -1;
+    known_ = false;
     source_ = data_, source_step_ = width_;
     if (reads_only && from.native<T>() && from.column_step == 1 && count % kLanes<T> == 0 &&
         from.rows <= kRowsInPlace) {
@@ -213,8 +216,25 @@ class Strip {
   void load_identity(index_t first, index_t count) {
     count_ = count;
     identity_ = first;
+    known_ = false;
     source_ = data_, source_step_ = width_;
     if (reflectors_.blocks() != 1) write_identity();
+  }
+
+  // For the coefficients alone of a chain of one block, whose products with the strip are known: they go into rows of
+  // width() entries.
+  T* set_products(index_t count) {
+    count_ = count;
+    identity_ = -1;
+    known_ = true;
+    std::fill_n(products_, reflectors_.width() * width_, T(0));
+    return products_;
+  }
+  // Rows of -P, of width() entries, after a walk without a result through a chain of one block; zeros follow.
+  const T* moves(const T* factors) {
+    scale(factors, reflectors_.count());
+    std::fill_n(moves_ + reflectors_.count() * width_, (reflectors_.width() - reflectors_.count()) * width_, T(0));
+    return moves_;
   }
 
   // X -= V P through the blocks of the chain, into the columns of `result` that begin with `column`; rows of w / ||v||
@@ -230,7 +250,7 @@ class Strip {
       const T* own = factors + first * reflectors_.factor_step();
       if (identity_ >= 0 && turn == 0) {
         copy_products(first, count);
-      } else {
+      } else if (!known_) {
         multiply_vectors(first, count);
       }
       solve(own, count);
@@ -318,14 +338,16 @@ class Strip {
 
   template <class Finish>
   void move(index_t first, index_t count, const Finish& finish) const {
-    for (index_t row = 0; row < reflectors_.length(); row += kTileRows) {
-      with_vectors<T>(vectors(), [&](auto v) {
+    const T *from = reflectors_.at(0, first), *moves = moves_;
+    const index_t row_step = reflectors_.row_step(), step = reflectors_.reflector_step(), width = width_;
+    with_vectors<T>(vectors(), [&](auto v) {
+      const T* rows = from;
+      for (index_t row = 0; row < reflectors_.length(); row += kTileRows, rows += kTileRows * row_step) {
         Vec<T> sums[kTileRows][v.value];
-        multiply_strided_tile<v.value>(reflectors_.at(row, first), reflectors_.row_step(), reflectors_.reflector_step(),
-                                       moves_, width_, count, sums);
+        multiply_strided_tile<v.value>(rows, row_step, step, moves, width, count, sums);
         finish(row, 0, sums);
-      });
-    }
+      }
+    });
   }
 
   // The last move, straight into the result where its rows are contiguous.
@@ -349,11 +371,17 @@ class Strip {
         }
         return;
       }
+      Vec<T> tile[kTileRows][Vectors];  // by a number that is not a constant: the sums themselves stay in registers
+#pragma GCC unroll 8
+      for (int i = 0; i < kTileRows; ++i) {
+#pragma GCC unroll 3
+        for (int v = 0; v < Vectors; ++v) tile[i][v] = sums[i][v];
+      }
       for (index_t i = 0; i < present; ++i) {
         T* target = to + (row + i) * step;
         for (int v = 0; v < Vectors; ++v) {
           const Vec<T> before = data ? subspan::load(data + (row + i) * width + v * kLanes<T>) : Vec<T>{};
-          store_entries(target + v * kLanes<T>, before + sums[i][v], count - v * kLanes<T>);
+          store_entries(target + v * kLanes<T>, before + tile[i][v], count - v * kLanes<T>);
         }
         const index_t one = row + i - identity;
         if (!data && one >= 0 && one < count) target[one] += 1;
@@ -377,6 +405,7 @@ class Strip {
   const Reflectors<T>& reflectors_;
   static constexpr index_t kRowsInPlace = 512;  // with more, lines that are far apart drop out of the cache
   index_t width_, count_ = 0, identity_ = -1;
+  bool known_ = false;
   const T* source_ = nullptr;
   index_t source_step_ = 0;
   T *data_, *products_, *moves_;
