@@ -115,7 +115,6 @@ def row(method: str) -> Op:
         degenerate=functools.partial(degenerate, method),
         growth=growth,
         bad_inputs=bad_inputs,
-        kernel_gradient=False,
     )
 
 

@@ -15,6 +15,7 @@ from grassmann_rows import basis
 from op_row import same, within
 from sample_arrays import normal
 from stiefel_rows import tangent
+from subspan.composite import stiefel as composite
 from subspan.reference import skew
 from subspan.reference import stiefel as reference
 
@@ -290,14 +291,34 @@ def test_compiled(function: Callable[..., Any]) -> None:
 
 
 def test_threads_give_the_same_bits() -> None:
-    X, V = (array.float() for array in point(19, 5, 3000, 8))
+    X, V = (array.float().requires_grad_() for array in point(19, 5, 3000, 8))
+    upstream = normal(20, 5, 3000, 8).float()
     for method in ("cayley", "exp"):
         results = []
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            results.append(subspan.retract(X, V, method))
-        for other in results[1:]:
-            same(other, results[0], method)
+            Y = subspan.retract(X, V, method)
+            results.append((Y, *torch.autograd.grad(Y, (X, V), upstream)))
+        for others in results[1:]:
+            for other, first in zip(others, results[0], strict=True):
+                same(other, first, method)
+
+
+@pytest.mark.parametrize("shape", [(50, 4), (300, 8), (2000, 17), (40, 33), (5, 5), (7, 1)], ids=str)
+@pytest.mark.parametrize("method", ["cayley", "exp"])
+def test_gradient_is_that_of_the_composite(method: str, shape: tuple[int, int]) -> None:
+    X, V = point(21, 2, *shape)
+    V = V + 0.3 * normal(22, 2, *shape)  # not tangent
+    upstream = normal(23, 2, *shape)
+    expected = composite.retract_gradient(upstream, X, V, ["cayley", "exp"].index(method), False)
+    for layout, strided in itertools.product(("columns", "rows"), (False, True)):
+        arrays = [array.mT if layout == "rows" else array for array in (X, V, upstream)]
+        if strided:
+            arrays = [torch.stack([array, 0 * array], -1)[..., 0] for array in arrays]
+        leaves = [array.requires_grad_() for array in arrays[:2]]
+        Y = subspan.retract(*leaves, method, layout=layout)
+        for own, other in zip(torch.autograd.grad(Y, leaves, arrays[2]), expected, strict=True):
+            within(own.mT if layout == "rows" else own, other, 1e-12 * other.abs().max().item(), f"{layout} {strided}")
 
 
 @pytest.mark.parametrize(
