@@ -118,12 +118,6 @@ index_t find_lists(const SketchWindow& window, const QueryTerm* term, const Quer
   return found - start;
 }
 
-// The largest of kScan scores.
-Score largest_of(const Score* scores) {
-  Score largest = scores[0];
-  for (index_t i = 1; i < kScan; ++i) largest = std::max(largest, scores[i]);
-  return largest;
-}
 // body(i) for those of kScan scores that are above `least`, rising.
 template <class Body>
 void for_each_above(const Score* scores, Score least, Body&& body) {
@@ -138,7 +132,9 @@ void for_each_above(const Score* scores, Score least, Body&& body) {
     }
   }
 #else
-  if (largest_of(scores) <= least) return;
+  Score largest = scores[0];
+  for (index_t i = 1; i < kScan; ++i) largest = std::max(largest, scores[i]);
+  if (largest <= least) return;
   for (index_t i = 0; i < kScan; ++i) {
     if (scores[i] > least) body(i);
   }
