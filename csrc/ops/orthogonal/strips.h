@@ -110,14 +110,6 @@ void load_strip(const MatrixView& from, index_t row, index_t rows, index_t first
     copy_rows(from.at<T>(row, first), from.row_step, rows, count, to, width);
     return;
   }
-  if (!clear && from.native<T>() && from.column_step == 0) {  // the gradient of a sum: one number for a row, or for all
-    for (index_t i = 0; i < rows; ++i, to += width) {
-      const T entry = *from.at<T>(row + i, first);
-      std::fill_n(to, count, entry);
-      std::fill(to + count, to + round_up(count, kLanes<T>), T(0));
-    }
-    return;
-  }
   const Rows<T> in = from.by_rows<T>();
   T scratch[std::max<index_t>(kPanelWidth<T>, 32)];
   for (index_t i = 0; i < rows; ++i, to += width) {
