@@ -42,8 +42,7 @@ def spd_logdet(batch: int, n: int, bar: float) -> Case:
         make_inputs=inputs,
         variants=(
             Variant(PLAIN, "Cholesky", baseline.logdet_by_cholesky),
-            Variant(PLAIN, "torch.logdet", torch.logdet),
-            *([Variant(PLAIN, "torch.logdet, one by one", baseline.logdet_by_lu)] if n > 128 else []),
+            Variant(PLAIN, "torch.logdet" if n <= 128 else "torch.logdet, one by one", baseline.logdet_by_lu),
             Variant(SUBSPAN, "subspan", subspan.spd_logdet),
         ),
         reference=baseline.reference_logdet,
