@@ -33,16 +33,16 @@ void bind_column_means(py::module_& m) {
           py::gil_scoped_release unlocked;
           flops_loss_cpu(inputs, outputs, parameters, threads);
         });
-  m.def("signed_rows",
-        [](py::handle X, py::handle factor, py::handle row_mask, py::handle slope, py::handle out, int threads) {
-          constexpr const char* op = "signed_rows";
-          const ArrayArg x(X, op, "x"), f(factor, op, "factor");
-          const OptionalArrayArg mask(row_mask, op, "row_mask"), b(slope, op, "slope");
-          const OutputArg result(out, op, "out");
-          check_signed_rows(x.view(), f.view(), mask.view(), b.view(), result.view(), kDevice);
-          py::gil_scoped_release unlocked;
-          signed_rows_cpu(x.view(), f.view(), mask.view(), b.view(), result.view(), threads);
-        });
+  m.def("signed_rows", [](py::handle X, py::handle factor, py::handle row_mask, py::handle upstream, py::handle out,
+                          double slope, int threads) {
+    constexpr const char* op = "signed_rows";
+    const ArrayArg x(X, op, "x"), f(factor, op, "factor"), g(upstream, op, "upstream");
+    const OptionalArrayArg mask(row_mask, op, "row_mask");
+    const OutputArg result(out, op, "out");
+    check_signed_rows(x.view(), f.view(), mask.view(), g.view(), result.view(), kDevice);
+    py::gil_scoped_release unlocked;
+    signed_rows_cpu(x.view(), f.view(), mask.view(), g.view(), result.view(), slope, threads);
+  });
 }
 
 void bind_selections(py::module_& m) {

@@ -396,7 +396,9 @@ def flops_loss(
 
 l1_loss = flops_metric = flops_loss
 
-def signed_rows(x: Any, factor: Any, row_mask: Any | None, slope: Any | None, out: Any, threads: int, /) -> None: ...
+def signed_rows(
+    x: Any, factor: Any, row_mask: Any | None, upstream: Any, out: Any, slope: float, threads: int, /
+) -> None: ...
 def topk_rows(x: Any, values: Any, indices: Any | None, k: int, by: int, relu: bool, threads: int, /) -> None: ...
 def sparse_decode(
     values: Any, indices: Any, offsets: Any | None, W: Any, bias: Any | None, out: Any, threads: int, /

@@ -24,14 +24,14 @@ _functorch_active: Callable[[], bool] = getattr(torch._C, "_are_functorch_transf
 _dispatch_modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
 
 
-_BATCHED = [
+_batched, _legacy_batched = (
     getattr(torch._C._functorch, name, lambda _: True) for name in ("is_batchedtensor", "is_legacy_batchedtensor")
-]
+)
 
 
 def is_batched(tensor: torch.Tensor) -> bool:
     """Whether a tensor stands for many, as in vmap and in batched gradients."""
-    return not is_compiling() and any(check(tensor) for check in _BATCHED)
+    return not is_compiling() and (_batched(tensor) or _legacy_batched(tensor))
 
 
 def _forward_ad_active(tensors: tuple[Any, ...]) -> bool:

@@ -15,12 +15,13 @@ constexpr index_t kRows = 4, kColumns = 1 << 15, kConvertedColumns = 1024;
 template <class T>
 class Task {
  public:
-  Task(const TensorView& x, const TensorView& factor, const TensorView* row_mask, const TensorView* slope,
-       const TensorView& out)
+  Task(const TensorView& x, const TensorView& factor, const TensorView* row_mask, const TensorView& upstream,
+       const TensorView& out, double slope)
       : x_(x),
         factor_(factor),
         mask_(row_mask),
-        slope_(slope),
+        upstream_(upstream),
+        slope_(static_cast<T>(slope)),
         out_(out.ptr<T>()),
         streams_(out.numel() * sizeof(T) >= kFreshBytes) {}
 
@@ -34,7 +35,7 @@ class Task {
     const Rows<T> factor(batch_item(factor_, 1, item), factor_.dtype, 0, factor_.step(-1));
     const Rows<T> from(batch_item(x_, 2, item), x_.dtype, x_.step(-2), x_.step(-1));
     const auto* mask = mask_ ? static_cast<const std::int32_t*>(batch_item(*mask_, 1, item)) : nullptr;
-    const T slope = slope_ ? *static_cast<const T*>(batch_item(*slope_, 0, item)) : T(0);
+    const T upstream = *static_cast<const T*>(batch_item(upstream_, 0, item));
     const index_t width = from.in_place() && factor.in_place() ? kColumns : kConvertedColumns;
     for (index_t i = row; i < row + rows; ++i) {
       T* to = out_ + (item * x_.size(-2) + i) * x_.size(-1);
@@ -46,7 +47,7 @@ class Task {
         const index_t count = std::min(width, column + columns - c);
         const T* x = from.read(i, c, count, scratch);
         const T* f = factor.read(0, c, count, factors);
-        slope_ ? write<true>(x, f, slope, count, to + c) : write<false>(x, f, slope, count, to + c);
+        slope_ != 0 ? write<true>(x, f, upstream, count, to + c) : write<false>(x, f, upstream, count, to + c);
       }
     }
   }
@@ -56,10 +57,10 @@ class Task {
   index_t strips() const { return (x_.size(-1) + kColumns - 1) / kColumns; }
 
   template <bool Sloped>
-  void write(const T* x, const T* factor, T slope, index_t columns, T* to) const {
+  void write(const T* x, const T* factor, T upstream, index_t columns, T* to) const {
     constexpr index_t lanes = kLanes<T>;
-    const auto value = [slope](Vec<T> entries, Vec<T> factors) {
-      const Vec<T> signed_factor = factors * sign<T>(entries);
+    const auto value = [upstream, slope = upstream * slope_](Vec<T> entries, Vec<T> factors) {
+      const Vec<T> signed_factor = upstream * factors * sign<T>(entries);
       return Sloped ? signed_factor + slope * entries : signed_factor;
     };
     const auto part = [&](index_t begin, index_t count) {
@@ -80,17 +81,18 @@ class Task {
   const TensorView& x_;
   const TensorView& factor_;
   const TensorView* mask_;
-  const TensorView* slope_;
+  const TensorView& upstream_;
+  T slope_;
   T* out_;
   bool streams_;
 };
 
 }  // namespace
 
-void signed_rows_cpu(const TensorView& x, const TensorView& factor, const TensorView* row_mask, const TensorView* slope,
-                     const TensorView& out, int threads) {
+void signed_rows_cpu(const TensorView& x, const TensorView& factor, const TensorView* row_mask,
+                     const TensorView& upstream, const TensorView& out, double slope, int threads) {
   dispatch_float(out.dtype, "signed_rows", [&](auto tag) {
-    const Task<typename decltype(tag)::type> task(x, factor, row_mask, slope, out);
+    const Task<typename decltype(tag)::type> task(x, factor, row_mask, upstream, out, slope);
     const int used = useful_threads(static_cast<double>(x.numel()), threads);
     parallel_for(task.count(), used, [&](index_t i) { task.run(i); });
   });

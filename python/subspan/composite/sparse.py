@@ -95,22 +95,23 @@ def flops_loss_of_group(
 
 
 @without_autocast
-def signed_rows(x: Tensor, factor: Tensor, row_mask: Tensor | None, slope: Tensor | None) -> tuple[Tensor]:
+def signed_rows(x: Tensor, factor: Tensor, row_mask: Tensor | None, upstream: Tensor, slope: float) -> tuple[Tensor]:
     rows = x.to(result_dtype(x))
     result = factor[..., None, :] * rows.sign()
-    if slope is not None:
-        result = result + slope[..., None, None] * rows
-    return (_masked(result, row_mask),)
+    if slope != 0:
+        result = result + slope * rows
+    return (_masked(upstream[..., None, None] * result, row_mask),)
 
 
 @without_autocast
 def signed_rows_gradient(
-    upstream: Tensor, x: Tensor, factor: Tensor, row_mask: Tensor | None, slope: Tensor | None
-) -> tuple[Tensor, Tensor, None, Tensor | None]:
-    """Of the sum of upstream * signed_rows, in x, the factor and the slope. The signs are constant."""
-    upstream, rows = _masked(upstream, row_mask), _masked(x.to(result_dtype(x)), row_mask)
-    d_factor = (upstream * rows.sign()).sum(-2)
-    if slope is None:
-        return torch.zeros_like(x), d_factor, None, None
-    d_x = (slope[..., None, None] * upstream).to(x.dtype)
-    return d_x, d_factor, None, (upstream * rows).sum((-1, -2))
+    g: Tensor, x: Tensor, factor: Tensor, row_mask: Tensor | None, upstream: Tensor, slope: float
+) -> tuple[Tensor, Tensor, None, Tensor]:
+    """Of the sum of g * signed_rows, in x, the factor and the upstream. The signs are constant."""
+    g, rows = _masked(g, row_mask), _masked(x.to(result_dtype(x)), row_mask)
+    of_signs, scaled = (g * rows.sign()).sum(-2), upstream[..., None]
+    d_upstream = (factor * of_signs).sum(-1)
+    if slope == 0:
+        return torch.zeros_like(x), scaled * of_signs, None, d_upstream
+    d_upstream = d_upstream + slope * (g * rows).sum((-1, -2))
+    return (slope * scaled[..., None] * g).to(x.dtype), scaled * of_signs, None, d_upstream

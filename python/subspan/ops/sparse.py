@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .. import _check, _native, _route
-from .coding_rate import over, per_item
+from .coding_rate import per_item
 
 composite: Any = None  # without torch there is nothing to compose
 if _check.torch is not None:
@@ -23,28 +23,26 @@ def _per_column(x: Any) -> tuple[int, ...]:
 
 def _flops_backward(g: Any, saved: Any, tensors: Any, parameters: Any, scaled: Any, needed: Any) -> Any:
     x, y, row_mask, _ = tensors
-    slope = None
-    if parameters[0] == _PAIRS:
-        pairs = x.shape[-2] * (x.shape[-2] - 1)
-        slope = g * (-2.0 / pairs if pairs > 0 else 0.0)
+    rows = x.shape[-2]
+    slope = -2.0 / (rows * (rows - 1)) if parameters[0] == _PAIRS and rows > 1 else 0.0
     d_x = d_y = None
     if needed[0]:
-        d_x = _route.call_in_backward("signed_rows", x, over(g, 1) * saved[0], row_mask, slope).to(x.dtype)
+        d_x = _route.call_in_backward("signed_rows", x, saved[0], row_mask, g, slope).to(x.dtype)
     if y is not None and needed[1]:
-        d_y = _route.call_in_backward("signed_rows", y, over(g, 1) * saved[1], None, None).to(y.dtype)
+        d_y = _route.call_in_backward("signed_rows", y, saved[1], None, g, 0.0).to(y.dtype)
     return d_x, d_y, None, None
 
 
 _route.register(
     _route.Op(
         name="signed_rows",
-        inputs=(("x", 2), ("factor", 1), ("row_mask", 1), ("slope", 0)),
-        schema="",
+        inputs=(("x", 2), ("factor", 1), ("row_mask", 1), ("upstream", 0)),
+        schema="float slope",
         outputs=("compute",),
         shapes=lambda x, *_: (tuple(x.shape),),
         kernel=_native.cpu.signed_rows,
         composite=lambda *args: composite.signed_rows(*args),
-        backward=lambda g, saved, tensors, parameters, scaled: composite.signed_rows_gradient(g, *tensors),
+        backward=lambda g, saved, tensors, parameters, scaled: composite.signed_rows_gradient(g, *tensors, *parameters),
         saves=(),
     )
 )
@@ -332,6 +330,8 @@ def _running(op: str, ema: Any, x: Any) -> tuple[Any, float]:
 
 def _broadcast(op: str, x: Any, y: Any, row_mask: Any, running: Any) -> tuple[Any, Any, Any, Any]:
     """All arrays with the batch dimensions of all."""
+    if y is None and row_mask is None and running is None:
+        return x, None, None, None
     others = (("y", y, 2), ("row_mask", row_mask, 1), ("ema", running, 1))
     batch = tuple(x.shape[:-2])
     for name, array, core in others:
