@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import sys
+from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 # The compiler's worker processes would keep the cores busy while the next case is timed.
@@ -23,12 +26,15 @@ from harness.result import BUSY_CORES, Result, Settings
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
-    cases = [case for family in options.family for case in FAMILIES[family] if options.case.lower() in case.key]
+    cases = [
+        (family, index)
+        for family in options.family
+        for index, case in enumerate(FAMILIES[family])
+        if options.case.lower() in case.key
+    ]
     if not cases:
         print(f"no case of {', '.join(options.family)} has {options.case!r} in its name", file=sys.stderr)
         return 2
-    torch.set_num_threads(options.threads)
-    torch.set_float32_matmul_precision("highest")
 
     cores, busiest = machine.others_now()
     if cores is not None and cores > BUSY_CORES and not options.force:
@@ -40,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     if cores is None or cores > BUSY_CORES:
         header["other processes"] += "; **timed all the same (--force)**" if options.force else ""
     settings = Settings(options.device, options.threads, options.seed, options.quick)
-    results = [_run(case, settings) for case in cases]
+    results = [_run(family, index, settings) for family, index in cases]
     header["measured limits"] = _limits(results)
     if options.quick:
         header["quick run"] = "few rounds, nothing compiled: not for quoting"
@@ -68,11 +74,33 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def _run(case: Case, settings: Settings) -> Result:
+def _run(family: str, index: int, settings: Settings) -> Result:
+    """In a process of its own: the heap that one case leaves is not the next one's."""
+    case = FAMILIES[family][index]
     print(f"{case.name} ...", end=" ", file=sys.stderr, flush=True)
-    result = run_case(case, settings)
+    spawning = multiprocessing.get_context("spawn")
+    receiver, sender = spawning.Pipe(duplex=False)
+    process = spawning.Process(target=_send_result, args=(sender, family, index, settings))
+    process.start()
+    sender.close()
+    try:
+        result = replace(receiver.recv(), case=case)
+    except EOFError:
+        raise RuntimeError(f"{case.name}: its process ended without a result") from None
+    finally:
+        process.join()
     print(result.verdict, file=sys.stderr)
     return result
+
+
+def _send_result(sender: Connection, family: str, index: int, settings: Settings) -> None:
+    """Without what cannot be sent: functions."""
+    torch.set_num_threads(settings.threads)
+    torch.set_float32_matmul_precision("highest")
+    result = run_case(FAMILIES[family][index], settings)
+    for m in result.measurements:
+        m.step, m.variant = None, replace(m.variant, function=None)
+    sender.send(replace(result, case=None))
 
 
 def _usage(cores: float, busiest: list[str]) -> str:

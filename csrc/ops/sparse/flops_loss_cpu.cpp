@@ -20,7 +20,7 @@ template <class T>
 class ColumnSums {
  public:
   ColumnSums(const TensorView& x, index_t item, const std::int32_t* mask, index_t mask_step, bool squares, bool counts,
-             Workspace& workspace)
+             int threads, Workspace& workspace)
       : rows_(batch_item(x, 2, item), x.dtype, x.step(-2), x.step(-1)),
         mask_(mask),
         mask_step_(mask_step),
@@ -30,16 +30,18 @@ class ColumnSums {
     const index_t elements = blocks() * padded<T>(columns_);
     sums_ = workspace.take<T>(elements);
     squares_ = squares ? workspace.take<T>(elements) : nullptr;
+    const index_t share = columns_ * blocks() / (2 * threads);  // two tasks or more for every thread
+    strip_ = std::clamp(share / kConvertedColumns * kConvertedColumns, kConvertedColumns, kColumns);
   }
 
   index_t rows() const { return count_; }
-  index_t strips() const { return (columns_ + kColumns - 1) / kColumns; }
+  index_t strips() const { return (columns_ + strip_ - 1) / strip_; }
   index_t tasks() const { return blocks() * strips(); }
 
   void run(index_t task) const {
-    const index_t block = task / strips(), begin = task % strips() * kColumns;
-    const index_t end = std::min(columns_, begin + kColumns);
-    const index_t width = rows_.in_place() ? kColumns : kConvertedColumns;
+    const index_t block = task / strips(), begin = task % strips() * strip_;
+    const index_t end = std::min(columns_, begin + strip_);
+    const index_t width = rows_.in_place() ? strip_ : kConvertedColumns;
     for (index_t column = begin; column < end; column += width) {
       if (counts_) {
         add<true, false>(block, column, std::min(width, end - column));
@@ -112,7 +114,7 @@ class ColumnSums {
 
   Rows<T> rows_;
   const std::int32_t* mask_;
-  index_t mask_step_, count_, columns_;
+  index_t mask_step_, count_, columns_, strip_;
   bool counts_;
   T* sums_;
   T* squares_;
@@ -152,9 +154,9 @@ class Item {
     Workspace workspace;
     const auto* mask = in_.row_mask ? static_cast<const std::int32_t*>(batch_item(*in_.row_mask, 1, item_)) : nullptr;
     const bool squares = parameters_.form == FlopsForm::pairs && !parameters_.counts;
-    const ColumnSums<T> x(in_.x, item_, mask, mask ? in_.row_mask->step(-1) : 0, squares, parameters_.counts,
+    const ColumnSums<T> x(in_.x, item_, mask, mask ? in_.row_mask->step(-1) : 0, squares, parameters_.counts, threads,
                           workspace);
-    const ColumnSums<T> y(in_.y ? *in_.y : in_.x, item_, nullptr, 0, false, parameters_.counts, workspace);
+    const ColumnSums<T> y(in_.y ? *in_.y : in_.x, item_, nullptr, 0, false, parameters_.counts, threads, workspace);
     const index_t own = x.tasks(), all = own + (in_.y ? y.tasks() : 0);
     parallel_for(all, threads, [&](index_t task) { task < own ? x.run(task) : y.run(task - own); });
     if (parameters_.form == FlopsForm::pairs) {
