@@ -19,7 +19,6 @@ import torch
 
 from cases import FAMILIES
 from harness import machine, report
-from harness.case import Case
 from harness.measure import run_case
 from harness.result import BUSY_CORES, Result, Settings
 
