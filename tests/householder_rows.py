@@ -174,8 +174,16 @@ def product_bad() -> list[BadInput]:
 
 def _factors(V: np.ndarray, tau: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(I + U D)^-1 and (I + D U)^-T."""
-    overlaps, one = np.triu(V.T @ V, 1), np.eye(V.shape[1])
-    return np.linalg.inv(one + overlaps * tau), np.linalg.inv(one + overlaps.T * tau)
+    overlaps = np.triu(V.T @ V, 1)
+    return _inverse_plus_one(overlaps * tau), _inverse_plus_one(overlaps * tau[:, None]).T
+
+
+def _inverse_plus_one(strict: np.ndarray) -> np.ndarray:
+    """(I + N)^-1 of a strictly upper triangular N, without pivots, which large entries let cancel."""
+    inverse = np.eye(len(strict))
+    for i in reversed(range(len(strict))):
+        inverse[i] -= strict[i, i + 1 :] @ inverse[i + 1 :]
+    return inverse
 
 
 def _grown(V: np.ndarray, X: np.ndarray, tau: np.ndarray | None, transposed: bool) -> tuple[Any, dict[str, Any]]:
