@@ -7,8 +7,8 @@ import json
 import multiprocessing
 import os
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 # The compiler's worker processes would keep the cores busy while the next case is timed.
@@ -74,32 +74,23 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _run(family: str, index: int, settings: Settings) -> Result:
-    """In a process of its own: the heap that one case leaves is not the next one's."""
+    """In a process of its own: the memory that one case leaves is not the next one's."""
     case = FAMILIES[family][index]
     print(f"{case.name} ...", end=" ", file=sys.stderr, flush=True)
-    spawning = multiprocessing.get_context("spawn")
-    receiver, sender = spawning.Pipe(duplex=False)
-    process = spawning.Process(target=_send_result, args=(sender, family, index, settings))
-    process.start()
-    sender.close()
-    try:
-        result = replace(receiver.recv(), case=case)
-    except EOFError:
-        raise RuntimeError(f"{case.name}: its process ended without a result") from None
-    finally:
-        process.join()
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        result = replace(pool.submit(_run_here, family, index, settings).result(), case=case)
     print(result.verdict, file=sys.stderr)
     return result
 
 
-def _send_result(sender: Connection, family: str, index: int, settings: Settings) -> None:
-    """Without what cannot be sent: functions."""
+def _run_here(family: str, index: int, settings: Settings) -> Result:
+    """Without its functions, which cannot be sent to another process."""
     torch.set_num_threads(settings.threads)
     torch.set_float32_matmul_precision("highest")
     result = run_case(FAMILIES[family][index], settings)
     for m in result.measurements:
         m.step, m.variant = None, replace(m.variant, function=None)
-    sender.send(replace(result, case=None))
+    return replace(result, case=None)
 
 
 def _usage(cores: float, busiest: list[str]) -> str:

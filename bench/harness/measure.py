@@ -23,7 +23,7 @@ from .result import Measurement, Result, Settings
 from .upstream import upstream_of
 
 SAMPLE_SECONDS = 1e-3  # a sample repeats the step until it lasts at least this long
-STEPS_BEFORE = 3
+STEPS_BEFORE = 3  # of a short step, not timed
 COMPILE_LIMIT = 60.0  # seconds after which torch.compile is given up
 WRONG_ANSWER = 1e-2  # relative error of a baseline that is no rounding error: it computes something else
 CUDA_CACHE_BYTES = 2**28  # written before each timed call on a GPU, so that its L2 cache is cold
@@ -212,11 +212,7 @@ def _time_in_turn(running: list[Measurement], settings: Settings) -> None:
 
 
 def _sample(m: Measurement, repeats: int, device: str) -> float:
-    """Seconds of one step, averaged over the repeats, of steps as a loop repeats them.
-
-    Short ones are run before: they find their data in cache, and the C library has given back what the variant before
-    left it, at the latest when it gets the second gradient back.
-    """
+    """Seconds of one step, averaged over the repeats; short steps are run before, to be timed as in a loop."""
     step = m.step
     if m.variant.self_timed:
         return step()
