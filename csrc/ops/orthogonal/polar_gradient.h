@@ -1,13 +1,16 @@
 // What the gradient of a polar factorisation A = Q H makes of small matrices. With S = Q^T dQ it is
 //   dQ H^-1 + Q (Z + 2 H Y - S H^-1),   H Z + Z H = S - S^T,   H Y + Y H = (dH + dH^T) / 2.
-// Few columns: in the eigenvectors of H, with eigenvalues h_i, every term divides by h_i + h_j or h_j, never by a
-//   difference.
-// More: both equations are one, H X + X H = C, and so is X = A X A + 2 m W C W with W = (H + m I)^-1, A = I - 2 m W
-//   (Smith 1968). Its series sum_j A^j (2 m W C W) A^j doubles its terms with two products; with m the geometric mean
-//   of the extreme eigenvalues A has norm (sqrt(kappa) - 1) / (sqrt(kappa) + 1).
+// Both equations are one, H X + X H = C, and so is X = A X A + 2 m W C W with W = (H + m I)^-1, A = I - 2 m W (Smith
+//   1968). Its series sum_j A^j (2 m W C W) A^j doubles its terms with two products; with m the geometric mean of the
+//   extreme eigenvalues A has norm (sqrt(kappa) - 1) / (sqrt(kappa) + 1). Few columns: several matrices side by side in
+//   SIMD lanes.
+// Where H is ill-conditioned: in its eigenvectors, with eigenvalues h_i, every term divides by h_i + h_j or h_j, never
+// by
+//   a difference.
 #pragma once
 #include <optional>
 
+#include "core/small_matrix/interleaved_product.h"
 #include "core/small_matrix/jacobi.h"
 #include "ops/orthogonal/dense_inverse.h"
 #include "ops/orthogonal/frame_factor.h"
@@ -30,18 +33,19 @@ class PolarGradient {
   // two terms with H^-1 are one and the same but for their signs: both are left out.
   void run(const Dense* H, const Dense* products, const Dense* upstream, index_t together, bool square,
            const Dense* left, const Dense* right) {
-    if (!factored_in_lanes(count_)) {
-      if (by_series(H[0], products[0], upstream[0], square, left[0], right[0])) return;
-      Workspace workspace;
-      take_lanes(workspace);
-      return by_eigenvectors(H, products, upstream, together, square, left, right);
-    }
-    by_eigenvectors(H, products, upstream, together, square, left, right);
+    if (factored_in_lanes(count_)) return in_lanes(H, products, upstream, together, square, left, right);
+    if (by_series(H[0], products[0], upstream[0], square, left[0], right[0])) return;
+    Workspace workspace;
+    take_lanes(workspace);
+    in_lanes(H, products, upstream, together, square, left, right);
   }
 
  private:
+  using Lanes = LaneMatrix<double>;
+
   void take_lanes(Workspace& workspace) {
-    for (Vec<double>** matrix : {&H_, &V_, &S_, &E_, &work_}) *matrix = workspace.take<Vec<double>>(count_ * count_);
+    for (Lanes* matrix : {&h_, &p_, &e_, &left_, &right_, &v_, &w_, &work_})
+      *matrix = {workspace.take<Vec<double>>(count_ * count_), count_, 1};
     values_ = workspace.take<Vec<double>>(count_);
     inverses_ = workspace.take<Vec<double>>(count_);
   }
@@ -89,70 +93,129 @@ class PolarGradient {
     dense_product(first.data, first.step, 1, second, count_, count_, false, Team(), StoreDense{to, to, 0, scale});
   }
 
-  void by_eigenvectors(const Dense* H, const Dense* products, const Dense* upstream, index_t together, bool square,
-                       const Dense* left, const Dense* right) {
+  void in_lanes(const Dense* H, const Dense* products, const Dense* upstream, index_t together, bool square,
+                const Dense* left, const Dense* right) {
     const index_t k = count_;
-    detail::to_lanes(H, together, k, false, H_, k, 1);
+    detail::to_lanes(H, together, k, false, h_.data, k, 1);
+    detail::to_lanes(products, together, k, false, p_.data, k, 1);
+    detail::to_lanes(upstream, together, k, false, e_.data, k, 1);
     for (index_t i = 0; i < k; ++i) {
       for (index_t j = 0; j < i; ++j) {
-        const Vec<double> mean = (H_[i * k + j] + H_[j * k + i]) * 0.5;
-        H_[i * k + j] = mean, H_[j * k + i] = mean;
+        const Vec<double> mean = (h_(i, j) + h_(j, i)) * 0.5;
+        h_(i, j) = mean, h_(j, i) = mean;
       }
     }
-    eigh_interleaved<Precision::kRelative, double>(H_, k, V_, values_);  // column c of V at V_[c * k]
+    const Mask<double> rest = factored_in_lanes(k) ? series_in_lanes(square) : Vec<double>{} == 0;
+    if (any<double>(rest)) by_eigenvectors(rest, square);
+    detail::from_lanes(right_.data, k, 1, together, k, false, right);
+    if (!square) detail::from_lanes(left_.data, k, 1, together, k, false, left);
+  }
+
+  // Gives the lanes that it does not serve: those of ill-conditioned H, for which the series would be long.
+  Mask<double> series_in_lanes(bool square) {
+    const index_t k = count_;
+    Lanes& A = v_;
+    invert(h_, Vec<double>{}, left_);
+    const Vec<double> larger = squared_norm(h_), smaller = squared_norm(left_);
+    const Mask<double> rest = !(larger * smaller <= kMostSpread * kMostSpread);
+    const Vec<double> middle = square_root(square_root(larger) / square_root(smaller));
+    invert(h_, middle, w_);
+    for (index_t i = 0; i < k; ++i) {
+      for (index_t j = 0; j < k; ++j) {
+        A(i, j) = -2 * middle * w_(i, j);
+        right_(i, j) = p_(j, i) - p_(i, j) + (e_(i, j) + e_(j, i)) * 0.5;
+      }
+      A(i, i) += 1;
+    }
+    multiply(w_, right_, [&](index_t i, index_t j, Vec<double> sum) { work_(i, j) = 2 * middle * sum; });
+    multiply(work_, w_, [&](index_t i, index_t j, Vec<double> sum) { right_(i, j) = sum; });
+    for (Mask<double> settled = rest;;) {
+      settled |= squared_norm(A) <= unit_ / 8;  // what is left of the series, relative to what there is
+      if (!any<double>(!settled)) break;
+      multiply(A, right_, [&](index_t i, index_t j, Vec<double> sum) { work_(i, j) = sum; });
+      multiply(work_, A, [&](index_t i, index_t j, Vec<double> sum) { right_(i, j) += settled ? Vec<double>{} : sum; });
+      multiply(A, A, [&](index_t i, index_t j, Vec<double> sum) { work_(i, j) = sum; });
+      std::swap(A, work_);
+    }
+    for (index_t i = 0; i < k; ++i) {
+      for (index_t j = 0; j <= i; ++j) {
+        const Vec<double> X = right_(i, j), transposed = right_(j, i);
+        w_(i, j) = X + transposed, w_(j, i) = X + transposed;
+        right_(i, j) = (X - transposed) * 0.5, right_(j, i) = (transposed - X) * 0.5;
+      }
+    }
+    multiply(h_, w_, [&](index_t i, index_t j, Vec<double> sum) { right_(i, j) += sum; });
+    if (!square) multiply(p_.transposed(), left_, [&](index_t i, index_t j, Vec<double> sum) { right_(i, j) -= sum; });
+    return rest;
+  }
+
+  template <class Finish>
+  void multiply(const Lanes& first, const Lanes& second, Finish&& finish) const {
+    multiply_interleaved(first, count_, second, count_, count_, finish);
+  }
+
+  // to = (M + shift I)^-1
+  void invert(const Lanes& M, Vec<double> shift, const Lanes& to) const {
+    std::copy_n(M.data, count_ * count_, to.data);
+    for (index_t i = 0; i < count_; ++i) to(i, i) += shift;
+    PivotLog<double, Vec<double>, Pivot::kPlain> log;
+    cholesky_interleaved<Pivot::kPlain, double>(to.data, inverses_, count_, log);
+    inverse_interleaved<double>(to.data, inverses_, count_);
+  }
+
+  Vec<double> squared_norm(const Lanes& M) const {
+    Vec<double> sum{};
+    for (index_t i = 0; i < count_ * count_; ++i) sum += M.data[i] * M.data[i];
+    return sum;
+  }
+
+  // In the lanes of `wanted`. h, p and e are overwritten.
+  void by_eigenvectors(Mask<double> wanted, bool square) {
+    const index_t k = count_;
+    const auto keep = [&](const Lanes& to) {
+      for (index_t i = 0; i < k * k; ++i) to.data[i] = wanted ? h_.data[i] : to.data[i];
+    };
+    eigh_interleaved<Precision::kRelative, double>(h_.data, k, v_.data, values_);  // column c of V at v[c * k]
     Vec<double> largest{};
     for (index_t c = 0; c < k; ++c) largest = values_[c] > largest ? values_[c] : largest;
     const Vec<double> least = largest * (unit_ * static_cast<double>(k));
     for (index_t c = 0; c < k; ++c) inverses_[c] = values_[c] > least ? 1 / values_[c] : Vec<double>{} + values_[c] * 0;
-    detail::to_lanes(products, together, k, false, S_, k, 1);
-    rotate(S_, false);
-    detail::to_lanes(upstream, together, k, false, E_, k, 1);
-    rotate(E_, false);
+    rotate(p_, false);
+    rotate(e_, false);
     for (index_t i = 0; i < k; ++i) {
       for (index_t j = 0; j < k; ++j) {
         const Vec<double> sum = values_[i] + values_[j];
         const Vec<double> over_sum = sum > least ? 1 / sum : sum * 0;
-        const Vec<double> S = S_[j * k + i], transposed = S_[i * k + j];
-        Vec<double> entry = ((S - transposed) + (E_[i * k + j] + E_[j * k + i]) * values_[i]) * over_sum;
-        if (!square) entry -= S * inverses_[j];
-        work_[i * k + j] = entry;
+        h_(i, j) = ((p_(j, i) - p_(i, j)) + (e_(i, j) + e_(j, i)) * values_[i]) * over_sum;
+        if (!square) h_(i, j) -= p_(j, i) * inverses_[j];
       }
     }
-    std::copy_n(work_, k * k, H_);
-    rotate(H_, true);
-    detail::from_lanes(H_, k, 1, together, k, false, right);
+    rotate(h_, true);
+    keep(right_);
     if (square) return;
     for (index_t i = 0; i < k; ++i) {
-      for (index_t j = 0; j < k; ++j) H_[i * k + j] = i == j ? inverses_[i] : Vec<double>{};
+      for (index_t j = 0; j < k; ++j) h_(i, j) = i == j ? inverses_[i] : Vec<double>{};
     }
-    rotate(H_, true);
-    detail::from_lanes(H_, k, 1, together, k, false, left);
+    rotate(h_, true);
+    keep(left_);
   }
 
   // M = V^T M V, or V M V^T if `back`.
-  void rotate(Vec<double>* M, bool back) {
-    const index_t k = count_, along = back ? k : 1, across = back ? 1 : k;
-    for (index_t i = 0; i < k; ++i) {
-      for (index_t j = 0; j < k; ++j) work_[i * k + j] = Vec<double>{};
-      for (index_t r = 0; r < k; ++r) {
-        const Vec<double> factor = V_[i * across + r * along];
-        for (index_t j = 0; j < k; ++j) work_[i * k + j] += factor * M[r * k + j];
-      }
-    }
-    for (index_t i = 0; i < k; ++i) {
-      for (index_t j = 0; j < k; ++j) {
-        Vec<double> sum{};
-        for (index_t r = 0; r < k; ++r) sum += work_[i * k + r] * V_[j * across + r * along];
-        M[i * k + j] = sum;
-      }
-    }
+  void rotate(const Lanes& M, bool back) {
+    const Lanes V = back ? v_.transposed() : v_;  // entry (i, r): of row r of vector i, or of vector r in row i
+    multiply(V, M, [&](index_t i, index_t j, Vec<double> sum) { work_(i, j) = sum; });
+    multiply(work_, V.transposed(), [&](index_t i, index_t j, Vec<double> sum) { M(i, j) = sum; });
   }
+
+  // Of the Frobenius norms of H and its inverse.
+  static constexpr double kMostSpread = 1e3;
 
   index_t count_;
   double unit_;
   std::optional<DenseInverse> inverse_;
   Dense A_, W_, X_, product_;
-  Vec<double>*H_, *V_, *S_, *E_, *work_, *values_, *inverses_;
+  Lanes h_, p_, e_, left_, right_, v_, w_, work_;
+  Vec<double>*values_, *inverses_;
 };
 
 }  // namespace subspan

@@ -8,12 +8,14 @@
 #include "core/pack.h"
 #include "ops/phm/block_product.h"
 #include "ops/phm/factors.h"
+#include "ops/phm/row_shares.h"
 
 namespace subspan {
 
 constexpr index_t kComposedDepth = 256;  // of a block
 constexpr index_t kStripRows = 128;      // about as many rows of W, or of its transpose, in a block
 constexpr index_t kBatchRows = 480;      // rows of x for which a block is composed once
+constexpr index_t kRowsPerTerm = 32;     // rows of x per term of A for which every member composes all of W
 
 template <class T>
 class ComposedProduct {
@@ -27,31 +29,35 @@ class ComposedProduct {
   // y (rows x outputs, packed) = x times the matrix transposed + bias, which may be absent.
   void operator()(const Rows<T>& x, index_t rows, const T* bias, T* y, int threads) const {
     if (rows == 0 || groups() * inner() == 0) return;
-    const index_t blocks = (rows + kBatchRows - 1) / kBatchRows;
-    const index_t block = (rows + blocks - 1) / blocks;
+    const RowShares shares(rows, threads, kLanes<T>, kRowsPerTerm * w_.terms);
+    const index_t blocks = (shares.rows() + kBatchRows - 1) / kBatchRows;
+    const index_t block = (shares.rows() + blocks - 1) / blocks;
     const index_t widest = round_up(block, kPanelWidth<T>);
-    const index_t strips = std::max<index_t>(1, round_up((groups() * inner() + kStripRows - 1) / kStripRows, threads));
-    const index_t strip = (inner() + strips - 1) / strips;
+    const index_t wanted = round_up((groups() * inner() + kStripRows - 1) / kStripRows, shares.members());
+    const index_t strips = std::max<index_t>(1, wanted), strip = (inner() + strips - 1) / strips;
     Workspace shared;
-    T* packed = shared.take<T>(widest * depth());
-    parallel_team(threads, [&](Team team) {
+    T* packed = shares.apart() ? nullptr : shared.take<T>(widest * depth());
+    parallel_team(threads, [&](Team all) {
       Workspace own;
+      T* operand = shares.apart() ? own.take<T>(widest * depth()) : packed;
       Strip work;
       work.rows = round_up(groups() * strip, kTileRows);
       work.step = transposed_ ? work.rows + kLanes<T> : kComposedDepth;  // no power of two apart
       work.data = own.take<T>(transposed_ ? kComposedDepth * work.step : work.rows * kComposedDepth);
       work.sums = own.take<T>(round_up(work.rows, kLanes<T>) * widest);
-      for (index_t first = 0; first < rows; first += block) {
-        const Batch batch{packed, first, std::min(block, rows - first)};
-        pack(x, batch, team);
-        team.barrier();
-        for (index_t s = team.rank(); s * strip < inner(); s += team.size()) {
-          work.first = s * strip, work.count = std::min(strip, inner() - work.first);
-          multiply_strip(batch, work);
-          finish(batch, work, bias, y);
+      shares.each(all, [&](index_t begin, index_t end, Team team) {
+        for (index_t first = begin; first < end; first += block) {
+          const Batch batch{operand, first, std::min(block, end - first)};
+          pack(x, batch, team);
+          team.barrier();
+          for (index_t s = team.rank(); s * strip < inner(); s += team.size()) {
+            work.first = s * strip, work.count = std::min(strip, inner() - work.first);
+            multiply_strip(batch, work);
+            finish(batch, work, bias, y);
+          }
+          team.barrier();
         }
-        team.barrier();
-      }
+      });
     });
   }
 

@@ -8,6 +8,7 @@
 #include "core/pack.h"
 #include "ops/phm/block_product.h"
 #include "ops/phm/factors.h"
+#include "ops/phm/row_shares.h"
 
 namespace subspan {
 
@@ -22,29 +23,34 @@ class MixedProduct {
   // y (rows x outputs, packed) = x times the matrix transposed + bias, which may be absent.
   void operator()(const Rows<T>& x, index_t rows, const T* bias, T* y, int threads) const {
     if (rows == 0 || groups() * inner() == 0) return;
-    const index_t blocks = (rows * groups() + kLanesAtOnce - 1) / kLanesAtOnce;
-    const index_t block = (rows + blocks - 1) / blocks;
-    const index_t strips = round_up(std::max<index_t>(1, (inner() + kStripRows - 1) / kStripRows), threads);
+    const RowShares shares(rows, threads, 1, (kOwnLanes + groups() - 1) / groups());
+    const index_t blocks = (shares.rows() * groups() + kLanesAtOnce - 1) / kLanesAtOnce;
+    const index_t block = (shares.rows() + blocks - 1) / blocks;
+    const index_t strips = round_up(std::max<index_t>(1, (inner() + kStripRows - 1) / kStripRows), shares.members());
     const index_t strip = round_up((inner() + strips - 1) / strips, kTileRows);
+    const index_t mixed = round_up(block * groups(), kPanelWidth<T>) * w_.terms * depth();
     Workspace shared;
-    T* packed = shared.take<T>(round_up(block * groups(), kPanelWidth<T>) * w_.terms * depth());
-    parallel_team(threads, [&](Team team) {
+    T* packed = shares.apart() ? nullptr : shared.take<T>(mixed);
+    parallel_team(threads, [&](Team all) {
       Workspace own;
+      T* operand = shares.apart() ? own.take<T>(mixed) : packed;
       T* scratch = own.take<T>(kUnit * w_.terms * kChunk + mixed_parts() * kChunk);
       T* sums = own.take<T>(round_up(strip, kLanes<T>) * round_up(block * groups(), kPanelWidth<T>));
       T* last = own.take<T>(kTileRows * kDepth);
       std::fill_n(last, kTileRows * kDepth, T(0));
-      for (index_t first = 0; first < rows; first += block) {
-        const Batch batch{packed, first, std::min(block, rows - first) * groups()};
-        pack(x, batch, scratch, team);
-        team.barrier();
-        for (index_t s = team.rank(); s * strip < inner(); s += team.size()) {
-          const index_t a = s * strip, count = std::min(strip, inner() - a);
-          multiply_strip(batch, a, count, last, sums);
-          finish(batch, a, count, sums, bias, y);
+      shares.each(all, [&](index_t begin, index_t end, Team team) {
+        for (index_t first = begin; first < end; first += block) {
+          const Batch batch{operand, first, std::min(block, end - first) * groups()};
+          pack(x, batch, scratch, team);
+          team.barrier();
+          for (index_t s = team.rank(); s * strip < inner(); s += team.size()) {
+            const index_t a = s * strip, count = std::min(strip, inner() - a);
+            multiply_strip(batch, a, count, last, sums);
+            finish(batch, a, count, sums, bias, y);
+          }
+          team.barrier();
         }
-        team.barrier();
-      }
+      });
     });
   }
 
@@ -53,6 +59,7 @@ class MixedProduct {
   static constexpr index_t kChunk = 64;      // of a block, that is mixed at once
   static constexpr index_t kStripRows = 64;  // about as many rows of every S_i, or of its transpose, at once
   static constexpr index_t kLanesAtOnce = 480;
+  static constexpr index_t kOwnLanes = 32;                                   // for which a member takes rows of its own
   static constexpr index_t kUnit = std::max<index_t>(kLanes<T>, kTileRows);  // lanes that are packed at once
 
   index_t groups() const { return transposed_ ? w_.q : w_.p; }

@@ -3,6 +3,7 @@
 #include "ops/phm/block_product.h"
 #include "ops/phm/factors.h"
 #include "ops/phm/phm_rank.h"
+#include "ops/phm/row_shares.h"
 
 namespace subspan {
 namespace {
@@ -10,6 +11,7 @@ namespace {
 constexpr index_t kDepth = 256;      // of a block
 constexpr index_t kStrip = 256;      // about as many rows of all T_r in a block
 constexpr index_t kBatchRows = 128;  // rows of x for which a block is composed once
+constexpr index_t kOwnRows = 32;     // of x, per term to be mixed, for which every member composes all blocks
 
 // One batch item. Lanes of the micro-kernel are rows of x, as in ComposedProduct.
 template <class T>
@@ -45,33 +47,38 @@ struct Item {
 
   void compute(int threads) const {
     if (rows == 0 || p * inner() == 0) return;
-    const index_t blocks = (rows + kBatchRows - 1) / kBatchRows, block = (rows + blocks - 1) / blocks;
+    const RowShares shares(rows, threads, kLanes<T>, U ? kOwnRows * terms : kOwnRows);
+    const index_t blocks = (shares.rows() + kBatchRows - 1) / kBatchRows;
+    const index_t block = (shares.rows() + blocks - 1) / blocks;
     const index_t width = block <= kLanes<T> ? kLanes<T> : std::min(2 * kLanes<T>, kPanelWidth<T>);
     const index_t padded = round_up(block, width);
-    const index_t strips = round_up(std::max<index_t>(1, (rank * inner() + kStrip - 1) / kStrip), threads);
+    const index_t strips = round_up(std::max<index_t>(1, (rank * inner() + kStrip - 1) / kStrip), shares.members());
     const index_t even = (inner() + strips - 1) / strips;
     const index_t strip = even < kLanes<T> ? even : round_up(even, kLanes<T>);  // whole squares
     Workspace shared;
-    T* mixed = shared.take<T>(padded * depth() * rank);
-    parallel_team(threads, [&](Team team) {
+    T* common = shares.apart() ? nullptr : shared.take<T>(padded * depth() * rank);
+    parallel_team(threads, [&](Team all) {
       Workspace own;
+      T* mixed = shares.apart() ? own.take<T>(padded * depth() * rank) : common;
       Strip work;
       work.spacing = round_up(strip, kTileRows);
       work.step = transposed ? rank * work.spacing + kLanes<T> : std::min(kDepth, std::max<index_t>(depth(), 1));
       work.data = own.take<T>(transposed ? kDepth * work.step : rank * work.spacing * work.step);
       work.sums = own.take<T>((rank * work.spacing + kLanes<T>)*padded);
       T* scratch = own.take<T>(q * kDepth * width);
-      for (index_t first = 0; first < rows; first += block) {
-        const Batch batch{mixed, first, std::min(block, rows - first), width, padded, rank};
-        pack(batch, scratch, team);
-        team.barrier();
-        for (index_t s = team.rank(); s * strip < inner(); s += team.size()) {
-          work.first = s * strip, work.count = std::min(strip, inner() - work.first);
-          multiply(batch, work);
-          finish(batch, work);
+      shares.each(all, [&](index_t begin, index_t end, Team team) {
+        for (index_t first = begin; first < end; first += block) {
+          const Batch batch{mixed, first, std::min(block, end - first), width, padded, rank};
+          pack(batch, scratch, team);
+          team.barrier();
+          for (index_t s = team.rank(); s * strip < inner(); s += team.size()) {
+            work.first = s * strip, work.count = std::min(strip, inner() - work.first);
+            multiply(batch, work);
+            finish(batch, work);
+          }
+          team.barrier();
         }
-        team.barrier();
-      }
+      });
     });
   }
 
