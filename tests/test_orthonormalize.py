@@ -270,6 +270,33 @@ def test_polar_gradient_at_equal_singular_values_of_float32(k: int) -> None:
     assert (gradient.double() - expected).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("k", [1, 5, 8, 24])
+def test_polar_items_of_every_condition_side_by_side(k: int) -> None:
+    """Well-conditioned matrices are iterated on together; others, in the same group, are decomposed."""
+    conditions = [10.0**exponent for exponent in (0, 6, 1, 2.4, 0, 3.5, 1.5, 5, 0.5, 2)]
+    A = torch.stack([conditioned(i, 40, k, condition) for i, condition in enumerate(conditions)]).requires_grad_()
+    weights = normal(2, *A.shape), normal(3, len(A), k, k)
+
+    def results(A: Tensor, *weights: Tensor) -> list[Tensor]:
+        Q, H = subspan.orthonormalize(A, "polar", return_r=True)
+        return [Q, H, *torch.autograd.grad((Q * weights[0]).sum() + (H * weights[1]).sum(), A)]
+
+    together = results(A, *weights)
+    for item, condition in enumerate(conditions):
+        part = slice(item, item + 1)
+        for one, alone in zip(together, results(A[part], *(weight[part] for weight in weights)), strict=True):
+            assert torch.equal(one[part], alone)
+        U, values, V = torch.linalg.svd(A[item].detach(), full_matrices=False)
+        assert (together[0][item] - U @ V).abs().max() <= 1e-14 * condition * k
+        assert (together[1][item] - V.mT @ (values[:, None] * V)).abs().max() <= 1e-14 * k
+        # The gradient by finite singular values: S = Q^T dQ and dH in the basis of the singular vectors.
+        S, E = V @ (together[0][item].mT @ weights[0][item]) @ V.mT, V @ weights[1][item] @ V.mT
+        inner = (S - S.mT + (E + E.mT) * values[:, None]) / (values[:, None] + values)
+        across = weights[0][item] @ V.mT - U @ S
+        expected = (U @ inner + across / values) @ V
+        assert (together[2][item] - expected).abs().max() <= 1e-13 * condition * k * expected.abs().max()
+
+
 def test_qr_gradient_of_one_output_alone() -> None:
     A = normal(1, 12, 4).requires_grad_()
     for method in METHODS:
