@@ -56,17 +56,15 @@ class DirectProduct {
   void operator()(const Rows<T>& x, const T* bias, T* y, int threads) const {
     if (rows_ == 0 || w_.rows() == 0) return;
     const index_t length = round_up(w_.k, kLanes<T>), mixed_step = w_.terms * length, mixed_rows = rows_ * w_.p;
-    Workspace workspace;
-    T* mixed = workspace.take<T>(mixed_rows * mixed_step);
     parallel_team(threads, [&](Team team) {
-      mix(x, mixed, length, team);
-      team.barrier();
+      Workspace own;
+      T* mixed = own.take<T>(mixed_rows * mixed_step);
+      mix(x, mixed, length);
       const index_t tiles = (w_.l + detail::kDirectRows - 1) / detail::kDirectRows;
       const index_t end = tiles * (team.rank() + 1) / team.size();
       const index_t parts = (mixed_rows + detail::kDirectMixed - 1) / detail::kDirectMixed;
       const index_t row_bytes = detail::kDirectRows * length * static_cast<index_t>(sizeof(T));
       const index_t terms = parts == 1 ? w_.terms : std::max<index_t>(1, detail::kDirectBytes / (row_bytes + 1));
-      Workspace own;
       Vec<T>* kept = own.take<Vec<T>>(parts * detail::kDirectRows * detail::kDirectMixed);
       for (index_t tile = tiles * team.rank() / team.size(); tile < end; ++tile) {
         for (index_t i = 0; i < w_.terms; i += terms) {
@@ -81,10 +79,11 @@ class DirectProduct {
   }
 
  private:
-  void mix(const Rows<T>& x, T* mixed, index_t length, Team team) const {
+  // By every member for itself: to fetch what another has mixed takes longer.
+  void mix(const Rows<T>& x, T* mixed, index_t length) const {
     Workspace own;
     T* scratch = own.take<T>(w_.columns());
-    for (index_t m = team.rank(); m < rows_ * w_.p; m += team.size()) {
+    for (index_t m = 0; m < rows_ * w_.p; ++m) {
       T* to = mixed + m * w_.terms * length;
       const T* row = x.read(m / w_.p, 0, w_.columns(), scratch);
       mix_rows(row, w_.k, w_.q, w_.by_term + m % w_.p * w_.terms * w_.q, w_.terms, w_.k, to, length);
