@@ -99,8 +99,8 @@ def orthonormalize(
         float64 for every type; well-conditioned float32 frames of 32, 48, 64 ... columns in float32 with float64 block
         sums. A second pass is needed from condition numbers of about 1e3 on (float32) or 2 on (float64); from 1e6 on
         Householder's reflections take over, item by item. Frames of at most 64 entries and 16 rows are orthonormalised
-        column by column, several at once. The polar factor adds the factors of a k x k matrix: Jacobi's method up to 24
-        columns and for ill-conditioned items, Halley's iteration otherwise. No memory beyond thread-local buffers.
+        column by column, several at once. The polar factor adds the factors of a k x k matrix, by Halley's iteration,
+        or by Jacobi's method where R is too ill-conditioned for that. No memory beyond thread-local buffers.
 
     Gradient:
         Closed form in Q and R, which are saved; the polar one divides by sums of singular values, never by differences.
