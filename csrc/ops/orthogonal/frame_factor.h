@@ -1,6 +1,7 @@
 // Cholesky factors R of Gram matrices and their inverses: of several frames side by side in SIMD lanes where they have
 // few columns, else blocked, one for a team.
 #pragma once
+#include "core/small_matrix/interleaved_product.h"
 #include "core/small_matrix/inverse.h"
 #include "ops/orthogonal/frame.h"
 
@@ -43,6 +44,22 @@ inline void from_lanes(const Vec<double>* lanes, index_t step_c, index_t step_i,
       for (index_t lane = 0; lane < together; ++lane) store(frames[lane].row(c) + i, square[lane]);
     }
   }
+}
+
+using Lanes = LaneMatrix<double>;
+
+inline Vec<double> squared_norm(const Lanes& M, index_t count) {
+  Vec<double> sum{};
+  for (index_t i = 0; i < count * count; ++i) sum += M.data[i] * M.data[i];
+  return sum;
+}
+
+// The inverse, in place, of symmetric positive definite matrices of which the lower triangle is read; NaN in the lanes
+// of others. `work`: count vectors.
+inline void invert_definite(const Lanes& M, index_t count, Vec<double>* work) {
+  PivotLog<double, Vec<double>, Pivot::kPlain> log;
+  cholesky_interleaved<Pivot::kPlain, double>(M.data, work, count, log);
+  inverse_interleaved<double>(M.data, work, count);
 }
 
 }  // namespace detail

@@ -10,7 +10,6 @@
 
 #include "core/small_matrix/complete_basis.h"
 #include "core/small_matrix/interleave.h"
-#include "core/small_matrix/interleaved_product.h"
 #include "core/small_matrix/jacobi.h"
 #include "ops/orthogonal/dense_inverse.h"
 #include "ops/orthogonal/frame_factor.h"
@@ -120,7 +119,7 @@ class PolarFactors {
   }
 
  private:
-  using Lanes = LaneMatrix<double>;
+  using Lanes = detail::Lanes;
   static Mask<double> everywhere() { return Mask<double>{} == 0; }
   static constexpr index_t kStrip = 4;  // columns of a triangle that are whole
 
@@ -170,7 +169,7 @@ class PolarFactors {
   // u and h from x = R. Gives the lanes that are too ill-conditioned for it.
   Mask<double> iterate_in_lanes(bool wanted) {
     const index_t k = count_;
-    const Vec<double> squares = squared_norm(x_), spread = squares * squared_norm_of_inverse();
+    const Vec<double> squares = detail::squared_norm(x_, k), spread = squares * squared_norm_of_inverse();
     const double most = std::min(most_spread_, std::ldexp(1.0, 2 * HalleySteps::kLevels));
     const Mask<double> rest = !(spread <= most);
     int levels[kLanes<double>];
@@ -196,9 +195,7 @@ class PolarFactors {
                              [&](index_t i, index_t j, Vec<double> sum) { gram_(c + i, c + j) = square * sum; });
       }
       for (index_t i = 0; i < k; ++i) gram_(i, i) += 1;
-      PivotLog<double, Vec<double>, Pivot::kPlain> log;
-      cholesky_interleaved<Pivot::kPlain, double>(gram_.data, reciprocals_, k, log);
-      inverse_interleaved<double>(gram_.data, reciprocals_, k);
+      detail::invert_definite(gram_, k, reciprocals_);
       multiply_interleaved(u_, k, gram_, k, k,
                            [&](index_t i, index_t j, Vec<double> sum) { work_(i, j) = keep * u_(i, j) + add * sum; });
       std::swap(u_, work_);
@@ -214,12 +211,6 @@ class PolarFactors {
       }
     }
     return rest;
-  }
-
-  Vec<double> squared_norm(const Lanes& M) const {
-    Vec<double> sum{};
-    for (index_t i = 0; i < count_ * count_; ++i) sum += M.data[i] * M.data[i];
-    return sum;
   }
 
   // Of the inverse of x = R, into work, row by row from the last.

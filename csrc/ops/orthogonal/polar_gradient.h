@@ -10,7 +10,6 @@
 #pragma once
 #include <optional>
 
-#include "core/small_matrix/interleaved_product.h"
 #include "core/small_matrix/jacobi.h"
 #include "ops/orthogonal/dense_inverse.h"
 #include "ops/orthogonal/frame_factor.h"
@@ -41,7 +40,7 @@ class PolarGradient {
   }
 
  private:
-  using Lanes = LaneMatrix<double>;
+  using Lanes = detail::Lanes;
 
   void take_lanes(Workspace& workspace) {
     for (Lanes* matrix : {&h_, &p_, &e_, &left_, &right_, &v_, &w_, &work_})
@@ -116,7 +115,7 @@ class PolarGradient {
     const index_t k = count_;
     Lanes& A = v_;
     invert(h_, Vec<double>{}, left_);
-    const Vec<double> larger = squared_norm(h_), smaller = squared_norm(left_);
+    const Vec<double> larger = detail::squared_norm(h_, k), smaller = detail::squared_norm(left_, k);
     const Mask<double> rest = !(larger * smaller <= kMostSpread * kMostSpread);
     const Vec<double> middle = square_root(square_root(larger) / square_root(smaller));
     invert(h_, middle, w_);
@@ -130,7 +129,7 @@ class PolarGradient {
     multiply(w_, right_, [&](index_t i, index_t j, Vec<double> sum) { work_(i, j) = 2 * middle * sum; });
     multiply(work_, w_, [&](index_t i, index_t j, Vec<double> sum) { right_(i, j) = sum; });
     for (Mask<double> settled = rest;;) {
-      settled |= squared_norm(A) <= unit_ / 8;  // what is left of the series, relative to what there is
+      settled |= detail::squared_norm(A, k) <= unit_ / 8;  // what is left of the series, relative to what there is
       if (!any<double>(!settled)) break;
       multiply(A, right_, [&](index_t i, index_t j, Vec<double> sum) { work_(i, j) = sum; });
       multiply(work_, A, [&](index_t i, index_t j, Vec<double> sum) { right_(i, j) += settled ? Vec<double>{} : sum; });
@@ -158,15 +157,7 @@ class PolarGradient {
   void invert(const Lanes& M, Vec<double> shift, const Lanes& to) const {
     std::copy_n(M.data, count_ * count_, to.data);
     for (index_t i = 0; i < count_; ++i) to(i, i) += shift;
-    PivotLog<double, Vec<double>, Pivot::kPlain> log;
-    cholesky_interleaved<Pivot::kPlain, double>(to.data, inverses_, count_, log);
-    inverse_interleaved<double>(to.data, inverses_, count_);
-  }
-
-  Vec<double> squared_norm(const Lanes& M) const {
-    Vec<double> sum{};
-    for (index_t i = 0; i < count_ * count_; ++i) sum += M.data[i] * M.data[i];
-    return sum;
+    detail::invert_definite(to, count_, inverses_);
   }
 
   // In the lanes of `wanted`. h, p and e are overwritten.
