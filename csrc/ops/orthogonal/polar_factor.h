@@ -4,7 +4,6 @@
 // whose weights follow from a lower bound of the singular values of X. Its Cholesky factors lose c units of rounding,
 // hence ill-conditioned matrices go to Jacobi's method. Of few columns several matrices lie side by side in SIMD lanes.
 #pragma once
-#include <array>
 #include <cmath>
 #include <optional>
 
@@ -42,27 +41,25 @@ class HalleySteps {
     static const HalleySteps all;
     return all;
   }
-  index_t count(int level) const { return counts_[static_cast<size_t>(level)]; }
-  const HalleyStep& step(int level, index_t turn) const {
-    return steps_[static_cast<size_t>(level)][static_cast<size_t>(turn)];
-  }
+  index_t count(int level) const { return counts_[level]; }
+  const HalleyStep& step(int level, index_t turn) const { return steps_[level][turn]; }
 
  private:
-  static constexpr size_t kMost = 8;
+  static constexpr index_t kMost = 8;
 
   HalleySteps() {
     for (int level = 0; level <= kLevels; ++level) {
       double bound = std::ldexp(1.0, -level);
-      index_t& count = counts_[static_cast<size_t>(level)];
-      for (bool last = false; !last && count < static_cast<index_t>(kMost); ++count) {
+      index_t& count = counts_[level];
+      for (bool last = false; !last && count < kMost; ++count) {
         last = HalleyStep::is_last(bound);
-        steps_[static_cast<size_t>(level)][static_cast<size_t>(count)] = HalleyStep::from(bound);
+        steps_[level][count] = HalleyStep::from(bound);
       }
     }
   }
 
-  std::array<std::array<HalleyStep, kMost>, kLevels + 1> steps_{};
-  std::array<index_t, kLevels + 1> counts_{};
+  HalleyStep steps_[kLevels + 1][kMost] = {};
+  index_t counts_[kLevels + 1] = {};
 };
 
 class PolarFactors {
@@ -81,11 +78,12 @@ class PolarFactors {
   // lanes take.
   void run(const Dense* R, const Dense* inverses, index_t together, double spread, bool wanted, const Dense* U,
            const Dense* H) {
-    if (!factored_in_lanes(count_) && spread <= most_spread_) return iterate(R[0], inverses[0], wanted, U[0], H[0]);
+    const bool small = factored_in_lanes(count_);
+    if (!small && spread <= most_spread_) return iterate(R[0], inverses[0], wanted, U[0], H[0]);
     Workspace workspace;
-    if (!factored_in_lanes(count_)) take_lanes(workspace);
+    if (!small) take_lanes(workspace);
     load(R, together);
-    const Mask<double> rest = factored_in_lanes(count_) ? iterate_in_lanes(wanted) : everywhere();
+    const Mask<double> rest = small ? iterate_in_lanes(wanted) : everywhere();
     if (any<double>(rest)) {
       decompose();
       compose(rest, wanted);
