@@ -112,15 +112,17 @@ struct Item {
   }
 
   void multiply(const Batch& batch, const Strip& strip) const {
+    const bool in_place = !U && !transposed && strip.count % kTileRows == 0;  // whole tiles, whose lines are read once
     // An empty sum is one block of depth zero.
     for (index_t d = 0; d == 0 || d < depth(); d += kDepth) {
       const index_t part = std::min(kDepth, depth() - d);
-      compose(strip, d, part);
+      if (!in_place) compose(strip, d, part);
       for (index_t r = 0; r < rank; ++r) {
-        const T* left = strip.data + r * (transposed ? strip.spacing : strip.spacing * strip.step);
-        multiply_block(left, transposed ? 1 : strip.step, transposed ? strip.step : 1, strip.count,
-                       batch.block(d, part, r), batch.count, part, d > 0, strip.sums + r * strip.spacing * batch.padded,
-                       batch.padded);
+        const T* left = in_place ? S + r * term_step + strip.first * row_step + d
+                                 : strip.data + r * (transposed ? strip.spacing : strip.spacing * strip.step);
+        const index_t step = in_place ? row_step : strip.step;
+        multiply_block(left, transposed ? 1 : step, transposed ? step : 1, strip.count, batch.block(d, part, r),
+                       batch.count, part, d > 0, strip.sums + r * strip.spacing * batch.padded, batch.padded);
       }
     }
   }
