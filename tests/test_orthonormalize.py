@@ -297,6 +297,24 @@ def test_polar_items_of_every_condition_side_by_side(k: int) -> None:
         assert (together[2][item] - expected).abs().max() <= 1e-13 * condition * k * expected.abs().max()
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_an_item_that_is_not_finite_leaves_nothing_in_shared_memory(method: str) -> None:
+    """Many groups of items are worked on one after the other in the same memory."""
+    A, weights = normal(1, 900, 12, 5), normal(2, 900, 12, 5)
+    spoilt = A.clone()
+    spoilt[::7, 3, 2] = torch.nan
+    finite = spoilt.isfinite().all(-1).all(-1)
+
+    def results(A: Tensor) -> list[Tensor]:
+        A = A.requires_grad_()
+        Q, R = subspan.orthonormalize(A, method, return_r=True)
+        return [Q, R, *torch.autograd.grad((Q * weights).sum() + R.square().sum(), A)]
+
+    for one, other in zip(results(A), results(spoilt), strict=True):
+        assert torch.equal(one[finite], other[finite])
+        assert other[~finite].isnan().any(-1).any(-1).all()
+
+
 def test_qr_gradient_of_one_output_alone() -> None:
     A = normal(1, 12, 4).requires_grad_()
     for method in METHODS:

@@ -2,6 +2,7 @@
 #pragma once
 #include "core/batch.h"
 #include "core/pack.h"
+#include "core/workspace.h"
 
 namespace subspan {
 
@@ -71,22 +72,46 @@ void interleave(const TensorView& matrices, const LaneGroup<T>& group, Vec<T>* t
   }
 }
 
-// out (items, rows, columns), packed: entry (r, c) of every lane's matrix is from[r * row_step + c * column_step].
+// The matrices of all lanes, each packed. They are an odd number of cache lines apart.
 template <class T>
-void deinterleave(const Vec<T>* from, index_t row_step, index_t column_step, const LaneGroup<T>& group, index_t rows,
-                  index_t columns, T* out) {
+struct LaneItems {
+  const T* data;
+  index_t apart;
+  const T* operator[](index_t lane) const { return data + lane * apart; }
+};
+
+// Entry (r, c) of every lane's matrix is from[r * row_step + c * column_step]. To be copied to where they belong: there,
+// matrices of a power of two of bytes fall into the same sets of a cache, and to write a row of each in turn would fetch
+// every line from the next one.
+template <class T>
+LaneItems<T> separate(const Vec<T>* from, index_t row_step, index_t column_step, index_t rows, index_t columns,
+                      Workspace& workspace) {
   constexpr index_t lanes = kLanes<T>;
+  const index_t vectors = (rows * columns + lanes - 1) / lanes + 1, apart = (vectors | 1) * lanes;
+  T* items = workspace.take<T>(lanes * apart);
   for (index_t r = 0; r < rows; ++r) {
     for (index_t c = 0; c < columns; c += lanes) {
       const index_t count = std::min(lanes, columns - c);
       Vec<T> square[lanes];
+#pragma GCC unroll 16
       for (index_t i = 0; i < lanes; ++i) square[i] = i < count ? from[r * row_step + (c + i) * column_step] : Vec<T>{};
       transpose_square<T>(square);
-      for (index_t lane = 0; lane < group.present; ++lane) {
-        store_entries(out + ((group.first + lane) * rows + r) * columns + c, square[lane], count);
-      }
+      T* to = items + r * columns + c;  // what is too much goes where the next row will lie
+#pragma GCC unroll 16
+      for (index_t lane = 0; lane < lanes; ++lane) store(to + lane * apart, square[lane]);
     }
   }
+  return {items, apart};
+}
+
+// out (items, rows, columns), packed, from entries as above.
+template <class T>
+void deinterleave(const Vec<T>* from, index_t row_step, index_t column_step, const LaneGroup<T>& group, index_t rows,
+                  index_t columns, T* out) {
+  Workspace workspace;
+  const LaneItems<T> items = separate<T>(from, row_step, column_step, rows, columns, workspace);
+  for (index_t lane = 0; lane < group.present; ++lane)
+    std::copy_n(items[lane], rows * columns, out + (group.first + lane) * rows * columns);
 }
 
 // Divides every lane's matrix of `count` entries by the power of two that brings its largest entry to 1 ... 2, so that

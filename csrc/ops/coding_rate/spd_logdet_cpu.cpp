@@ -1,4 +1,5 @@
 #include "core/pack.h"
+#include "core/small_matrix/interleave.h"
 #include "core/small_matrix/inverse.h"
 #include "ops/coding_rate/spd_logdet.h"
 
@@ -62,7 +63,7 @@ void interleaved(const Call<T>& call, index_t group) {
   const index_t size = call.size, first = group * lanes;
   const index_t present = std::min(lanes, call.items - first);
   Workspace workspace;
-  Vec<T>* a = workspace.take<Vec<T>>(size * size);
+  Vec<T>* a = workspace.take<Vec<T>>(size * size + lanes);
   Vec<T>* reciprocals = workspace.take<Vec<T>>(size);
   T scratch[lanes][kInterleavedSize + lanes] = {};
   const void* matrices[lanes];
@@ -88,8 +89,9 @@ void interleaved(const Call<T>& call, index_t group) {
 #pragma GCC unroll 16
       for (index_t lane = 0; lane < lanes; ++lane) square[lane] = load(in[lane] + k);
       transpose_square<T>(square);
-      const index_t columns = std::min(lanes, i + 1 - k);
-      for (index_t c = 0; c < columns; ++c) a[i * size + k + c] = square[c];
+      // Beyond the diagonal nothing is read, and what is beyond the row is overwritten by the next one.
+#pragma GCC unroll 16
+      for (index_t c = 0; c < lanes; ++c) a[i * size + k + c] = square[c];
     }
   }
   PivotLog<T, Vec<T>, kind> log;
@@ -102,9 +104,7 @@ void interleaved(const Call<T>& call, index_t group) {
   }
   if (!call.inverse) return;
   inverse_interleaved<T>(a, reciprocals, size);
-  for (index_t e = 0; e < size * size; ++e) {
-    for (index_t lane = 0; lane < present; ++lane) call.inverse_of(first + lane)[e] = a[e][lane];
-  }
+  deinterleave<T>(a, size, 1, LaneGroup<T>(group, call.items), size, size, call.inverse_of(0));
 }
 
 template <Pivot kind, class T>

@@ -111,29 +111,30 @@ void padded(const Call<Out>& call, index_t item, int threads);
 template <class T, class Out>
 void multiply_base(const Call<Out>& call, index_t item, const PaddedSquare<T>& w, T poison, int threads);
 
-// W and Q = 2 W - I of all lanes, or W in the place of Q where a base is still to be multiplied. Lines that are to be
-// written are asked for: every store goes to another item.
+// W and Q = 2 W - I of all lanes, or W in the place of Q where a base is still to be multiplied.
 template <class T>
 void write_lanes(const Call<T>& call, const LaneGroup<T>& group, const LaneMatrix<T>& W, Vec<T> poison) {
-  constexpr index_t lanes = kLanes<T>, ahead = 2 * lanes;
-  const index_t size = call.size;
-  for (index_t r = 0; r < size; ++r) {
-    for (index_t c = 0; c < size; c += lanes) {
-      const index_t count = std::min(lanes, size - c);
-      Vec<T> square[lanes], one{};
-      for (index_t i = 0; i < lanes; ++i) square[i] = i < count ? W(r, c + i) + poison : Vec<T>{};
-      transpose_square<T>(square);
-      if (r >= c && r < c + lanes) one[r - c] = 1;
-      for (index_t lane = 0; lane < group.present; ++lane) {
-        const index_t first = ((group.first + lane) * size + r) * size + c;
-        if (call.W) {
-          __builtin_prefetch(call.W + first + ahead, 1, 3);
-          store_entries(call.W + first, square[lane], count);
-        }
-        __builtin_prefetch(call.Q + first + ahead, 1, 3);
-        store_entries(call.Q + first, call.base ? square[lane] : 2 * square[lane] - one, count);
-      }
+  constexpr index_t lanes = kLanes<T>;
+  const index_t size = call.size, entries = size * size;
+  if (any<T>(poison != poison)) {
+    for (index_t r = 0; r < size; ++r) {
+      for (index_t c = 0; c < size; ++c) W(r, c) += poison;
     }
+  }
+  Workspace workspace;
+  const LaneItems<T> items = separate<T>(W.data, W.row, W.column, size, size, workspace);
+  for (index_t lane = 0; lane < group.present; ++lane) {
+    const T* from = items[lane];
+    T* Q = call.Q + (group.first + lane) * entries;
+    if (call.W) std::copy_n(from, entries, call.W + (group.first + lane) * entries);
+    if (call.base) {
+      std::copy_n(from, entries, Q);
+      continue;
+    }
+    index_t e = 0;
+    for (; e + lanes <= entries; e += lanes) store(Q + e, 2 * load(from + e));
+    if (e < entries) store_entries(Q + e, 2 * load(from + e), entries - e);
+    for (index_t d = 0; d < entries; d += size + 1) Q[d] = 2 * from[d] - 1;
   }
 }
 

@@ -6,8 +6,10 @@
 namespace subspan {
 namespace {
 
-// The largest matrices that lie side by side in SIMD lanes: plain products are better where vectors lie along rows.
-constexpr index_t kInterleavedProducts = 16;
+// The largest matrices that lie side by side in SIMD lanes. Beyond, plain products, with vectors along rows, are better;
+// of 32 float32 rows, which are whole vectors where they lie, too.
+template <class T>
+constexpr index_t kInterleavedProducts = sizeof(T) == 4 ? 31 : 16;
 
 template <class T>
 struct GradientCall {
@@ -148,7 +150,7 @@ template <class T>
 void run_gradient(const GradientCall<T>& call, int threads) {
   const double size = static_cast<double>(call.size);
   each_item<T>(
-      call.size, kInterleavedProducts, call.items, 4 * size * size * size, threads,
+      call.size, kInterleavedProducts<T>, call.items, 4 * size * size * size, threads,
       [&](index_t group) { gradient_interleaved(call, group); },
       [&](index_t item, int useful) { gradient_padded(call, item, useful); });
 }

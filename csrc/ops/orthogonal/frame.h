@@ -250,7 +250,7 @@ inline void dense_product(const double* left, index_t left_entry, index_t left_s
   }
 }
 
-// The finish that makes `to` keep * from + scale * product.
+// The finish that makes `to` keep * from + scale * product; with a keep of 0, `from`, perhaps NaN, is not read.
 struct StoreDense {
   Dense to, from;
   double keep, scale;
@@ -262,7 +262,8 @@ struct StoreDense {
 #pragma GCC unroll 3
       for (int v = 0; v < Vectors; ++v) {
         const index_t at = column + v * kLanes<double>;
-        store(to.row(row + i) + at, load(from.row(row + i) + at) * keep + sums[i][v] * scale);
+        const Vec<double> kept = keep == 0 ? Vec<double>{} : load(from.row(row + i) + at) * keep;
+        store(to.row(row + i) + at, kept + sums[i][v] * scale);
       }
     }
   }

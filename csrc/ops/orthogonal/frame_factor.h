@@ -12,6 +12,22 @@ inline bool factored_in_lanes(index_t count) { return count <= kMostInLanes; }
 // Frames that are worked on together.
 inline index_t frames_together(index_t count) { return factored_in_lanes(count) ? kLanes<double> : 1; }
 
+// make(workspace).run(first, frames, Team()) for all items, `together` at a time. What make() lays out serves several
+// groups one after the other: for a few columns that takes as long as the work on them.
+template <class Make>
+void each_group(index_t items, index_t together, index_t count, int threads, Make&& make) {
+  constexpr index_t most = 16;
+  const index_t groups = (items + together - 1) / together;
+  const index_t stretch = factored_in_lanes(count) ? std::clamp<index_t>(groups / (8 * threads), 1, most) : 1;
+  parallel_for((groups + stretch - 1) / stretch, threads, [&](index_t index) {
+    Workspace workspace;
+    auto group = make(workspace);
+    const index_t end = std::min(items, (index + 1) * stretch * together);
+    for (index_t first = index * stretch * together; first < end; first += together)
+      group.run(first, std::min(together, end - first), Team());
+  });
+}
+
 namespace detail {
 
 // lanes[c * step_c + i * step_i] = entry (c, i) of every frame's matrix, i >= c if `upper`; frames beyond the last

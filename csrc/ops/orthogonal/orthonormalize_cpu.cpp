@@ -290,11 +290,8 @@ void run(const FrameCall<T>& call, int threads) {
   const index_t cached =
       std::max<index_t>(1, (128 << 10) / (call.length * call.count * static_cast<index_t>(sizeof(T))));
   const index_t together = std::clamp<index_t>(call.items / used, 1, std::min(cached, frames_together(call.count)));
-  parallel_for((call.items + together - 1) / together, used, [&](index_t index) {
-    Workspace workspace;
-    const index_t first = index * together, present = std::min(together, call.items - first);
-    Group<T>(call, present, 1, workspace).run(first, present, Team());
-  });
+  each_group(call.items, together, call.count, used,
+             [&](Workspace& workspace) { return Group<T>(call, together, 1, workspace); });
 }
 
 }  // namespace

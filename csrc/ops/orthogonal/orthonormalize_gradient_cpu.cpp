@@ -44,6 +44,7 @@ class Group {
   void run(index_t first, index_t together, Team team) {
     for (index_t f = 0; f < together; ++f) {
       if (team.rank() == 0) {
+        std::fill_n(products_[f].data, Dense::elements(count_, count_), 0.0);
         Frame(call_.triangle, first + f, false).pack(0, count_, triangles_[f]);
         if (call_.d_triangle) Frame(*call_.d_triangle, first + f, false).pack(0, count_, upstream_[f]);
       }
@@ -198,11 +199,8 @@ void orthonormalize_gradient_cpu(const TensorView& Q, const TensorView& triangle
       return;
     }
     const index_t together = std::clamp<index_t>(items / used, 1, frames_together(count));
-    parallel_for((items + together - 1) / together, used, [&](index_t index) {
-      Workspace workspace;
-      const index_t first = index * together, present = std::min(together, items - first);
-      Group<T>(call, present, 1, workspace).run(first, present, Team());
-    });
+    each_group(items, together, count, used,
+               [&](Workspace& workspace) { return Group<T>(call, together, 1, workspace); });
   });
 }
 

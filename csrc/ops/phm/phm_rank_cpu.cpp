@@ -9,8 +9,8 @@ namespace subspan {
 namespace {
 
 constexpr index_t kDepth = 256;      // of a block
-constexpr index_t kStrip = 256;      // about as many rows of all T_r in a block
-constexpr index_t kBatchRows = 128;  // rows of x for which a block is composed once
+constexpr index_t kStrip = 512;      // about as many rows of all T_r in a block
+constexpr index_t kBatchRows = 256;  // rows of x for which a block is composed once
 constexpr index_t kOwnRows = 32;     // of x, per term to be mixed, for which every member composes all blocks
 
 // One batch item. Lanes of the micro-kernel are rows of x, as in ComposedProduct.
@@ -127,40 +127,69 @@ struct Item {
     }
   }
 
-  // square[i] = sum_r weights[r] in[r * apart + i * step]; rows that do not exist give anything.
-  void mix_square(const T* in, index_t apart, index_t step, const T* weights, Vec<T> (&square)[kLanes<T>]) const {
-#pragma GCC unroll 16
-    for (index_t i = 0; i < kLanes<T>; ++i) square[i] = load(in + i * step) * weights[0];
-    for (index_t r = 1; r < rank; ++r) {
-      in += apart;
-      const Vec<T> weight = broadcast(weights[r]);
-#pragma GCC unroll 16
-      for (index_t i = 0; i < kLanes<T>; ++i) square[i] += load(in + i * step) * weight;
+  // squares[g][i] = sum_r weights[g * rank + r] in[r * apart + i * step] for `Groups` neighbouring outputs, which share
+  // what is loaded; rows that do not exist give anything.
+  template <int Groups>
+  void mix_squares(const T* in, index_t apart, index_t step, const T* weights, Vec<T> (*squares)[kLanes<T>]) const {
+#if defined(__AVX512F__)
+    constexpr int kRows = 4;  // at once
+#else
+    constexpr int kRows = 2;
+#endif
+    for (index_t i = 0; i < kLanes<T>; i += kRows) {
+      Vec<T> sums[Groups][kRows] = {};
+      const T* from = in + i * step;
+      for (index_t r = 0; r < rank; ++r, from += apart) {
+        Vec<T> rows[kRows];
+#pragma GCC unroll 4
+        for (int j = 0; j < kRows; ++j) rows[j] = load(from + j * step);
+#pragma GCC unroll 4
+        for (int g = 0; g < Groups; ++g) {
+          const Vec<T> weight = broadcast(weights[g * rank + r]);
+#pragma GCC unroll 4
+          for (int j = 0; j < kRows; ++j) sums[g][j] += rows[j] * weight;
+        }
+      }
+#pragma GCC unroll 4
+      for (int g = 0; g < Groups; ++g) {
+#pragma GCC unroll 4
+        for (int j = 0; j < kRows; ++j) squares[g][i + j] = sums[g][j];
+      }
     }
   }
 
   // Mixtures of the products, with rows of x as lanes: squares of them are transposed.
   void finish(const Batch& batch, const Strip& strip) const {
-    constexpr index_t lanes = kLanes<T>;
-    const index_t outputs = p * inner();
-    for (index_t g = 0; g < p; ++g) {
-      for (index_t a = 0; a < strip.count; a += lanes) {
-        const index_t present = std::min(lanes, strip.count - a), output = g * inner() + strip.first + a;
-        const Vec<T> added = bias ? load_first(bias + output, present) : Vec<T>{};
-        for (index_t b = 0; b < batch.count; b += lanes) {
-          Vec<T> square[lanes];
-          mix_square(strip.sums + a * batch.padded + b, strip.spacing * batch.padded, batch.padded, P + g * rank,
-                     square);
-          transpose_square<T>(square);
-          T* to = y + (batch.first + b) * outputs + output;
-          const index_t count = std::min(lanes, batch.count - b);
-#pragma GCC unroll 16
-          for (index_t i = 0; i < lanes; ++i) {
-            if (i >= count) break;
-            store_first(to + i * outputs, bias ? square[i] + added : square[i], present);
+    constexpr int most = 4;  // outputs that share what is loaded
+    for (index_t a = 0; a < strip.count; a += kLanes<T>) {
+      for (index_t b = 0; b < batch.count; b += kLanes<T>) {
+        const T* sums = strip.sums + a * batch.padded + b;
+        const index_t apart = strip.spacing * batch.padded;
+        Vec<T> squares[most][kLanes<T>];
+        for (index_t g = 0; g < p;) {
+          const int groups = p - g >= most ? most : 1;
+          if (groups == most) {
+            mix_squares<most>(sums, apart, batch.padded, P + g * rank, squares);
+          } else {
+            mix_squares<1>(sums, apart, batch.padded, P + g * rank, squares);
           }
+          for (int part = 0; part < groups; ++part, ++g) write(batch, b, g, strip, a, squares[part]);
         }
       }
+    }
+  }
+
+  void write(const Batch& batch, index_t b, index_t g, const Strip& strip, index_t a, Vec<T> (&square)[kLanes<T>]) const {
+    constexpr index_t lanes = kLanes<T>;
+    const index_t outputs = p * inner(), output = g * inner() + strip.first + a;
+    const index_t present = std::min(lanes, strip.count - a), count = std::min(lanes, batch.count - b);
+    const Vec<T> added = bias ? load_first(bias + output, present) : Vec<T>{};
+    transpose_square<T>(square);
+    T* to = y + (batch.first + b) * outputs + output;
+#pragma GCC unroll 16
+    for (index_t i = 0; i < lanes; ++i) {
+      if (i >= count) break;
+      store_first(to + i * outputs, bias ? square[i] + added : square[i], present);
     }
   }
 };

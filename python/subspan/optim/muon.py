@@ -146,7 +146,9 @@ class Muon(Descent):
                 buffer = torch.zeros_like(parameter, memory_format=torch.preserve_format)
                 self.state[parameter]["momentum_buffer"] = buffer
         shared = overlapping([parameter for parameter, _, _ in jobs])
-        served = [job for job in jobs if _by_kernel(job) and id(job[0]) not in shared]
+        served = [job for job in jobs if _suits_kernel(job) and id(job[0]) not in shared]
+        if served and not _route.kernel_serves([tensor for job in served for tensor in job[:2]]):
+            served = [job for job in served if _route.kernel_serves(job[:2])]
         for members in grouped(served, _iteration_of_groups()):
             self._step_by_kernel(members)
         if len(served) < len(jobs):
@@ -233,13 +235,14 @@ def _iteration_of_groups() -> Callable[[Job], Any]:
     return iteration
 
 
-def _by_kernel(job: Job) -> bool:
-    """Whether the kernel takes the whole step: in the type of the parameter, at a rate that is a number."""
+def _suits_kernel(job: Job) -> bool:
+    """Whether the kernel, where one serves, takes the whole step: in the type of the parameter, at a rate that is a
+    number."""
     parameter, gradient, group = job
     dtype = parameter.dtype
     if dtype not in (torch.float32, torch.float64) or gradient.dtype != dtype or isinstance(group["lr"], Tensor):
         return False
-    return group["ns_dtype"] in (None, dtype) and _route.kernel_serves([parameter, gradient])
+    return group["ns_dtype"] in (None, dtype)
 
 
 def _as_matrix(update: Tensor, group: dict[str, Any]) -> Tensor:
