@@ -6,8 +6,8 @@
 namespace subspan {
 namespace {
 
-// The largest matrices that lie side by side in SIMD lanes. Beyond, plain products, with vectors along rows, are better;
-// of 32 float32 rows, which are whole vectors where they lie, too.
+// The largest matrices that lie side by side in SIMD lanes. Beyond, plain products, with vectors along rows, are
+// better; of 32 float32 rows, which are whole vectors where they lie, too.
 template <class T>
 constexpr index_t kInterleavedProducts = sizeof(T) == 4 ? 31 : 16;
 

@@ -11,7 +11,9 @@ namespace {
 constexpr index_t kDepth = 256;      // of a block
 constexpr index_t kStrip = 512;      // about as many rows of all T_r in a block
 constexpr index_t kBatchRows = 256;  // rows of x for which a block is composed once
-constexpr index_t kOwnRows = 32;     // of x, per term to be mixed, for which every member composes all blocks
+// Rows of x, per term to be mixed, for which every member reads or composes all blocks for itself. Matrices that are
+// only read take longer to come from memory twice than packed rows from another core.
+constexpr index_t kOwnRows = 64;
 
 // One batch item. Lanes of the micro-kernel are rows of x, as in ComposedProduct.
 template <class T>
@@ -140,14 +142,14 @@ struct Item {
       Vec<T> sums[Groups][kRows] = {};
       const T* from = in + i * step;
       for (index_t r = 0; r < rank; ++r, from += apart) {
-        Vec<T> rows[kRows];
+        Vec<T> loaded[kRows];
 #pragma GCC unroll 4
-        for (int j = 0; j < kRows; ++j) rows[j] = load(from + j * step);
+        for (int j = 0; j < kRows; ++j) loaded[j] = load(from + j * step);
 #pragma GCC unroll 4
         for (int g = 0; g < Groups; ++g) {
           const Vec<T> weight = broadcast(weights[g * rank + r]);
 #pragma GCC unroll 4
-          for (int j = 0; j < kRows; ++j) sums[g][j] += rows[j] * weight;
+          for (int j = 0; j < kRows; ++j) sums[g][j] += loaded[j] * weight;
         }
       }
 #pragma GCC unroll 4
@@ -179,7 +181,8 @@ struct Item {
     }
   }
 
-  void write(const Batch& batch, index_t b, index_t g, const Strip& strip, index_t a, Vec<T> (&square)[kLanes<T>]) const {
+  void write(const Batch& batch, index_t b, index_t g, const Strip& strip, index_t a,
+             Vec<T> (&square)[kLanes<T>]) const {
     constexpr index_t lanes = kLanes<T>;
     const index_t outputs = p * inner(), output = g * inner() + strip.first + a;
     const index_t present = std::min(lanes, strip.count - a), count = std::min(lanes, batch.count - b);
