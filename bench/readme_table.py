@@ -1,7 +1,7 @@
 """Writes the README's measured table from the JSON files of a machine's results.
 
-python bench/readme_table.py bench/results/zen4           # rewrites README.md between its "measured" marks
-python bench/readme_table.py bench/results/zen4 --check   # says whether README.md is what would be written
+python bench/readme_table.py bench/results/zen5           # rewrites README.md between its "measured" marks
+python bench/readme_table.py bench/results/zen5 --check   # says whether README.md is what would be written
 """
 
 from __future__ import annotations
