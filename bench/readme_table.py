@@ -83,7 +83,7 @@ def _introduction(machine: dict[str, str], cases: list[dict], results: Path) -> 
     folder = results.resolve().relative_to(README.parent)
     text = (
         f"Measured by `bench/run.py` on an {machine['CPU']}, {machine['cores']}, {machine['BLAS'].split(';')[0]}, "
-        "float32 unless a row says otherwise: one run, on a shared machine whose speed varies. *Plain "
+        "float32 unless a row says otherwise: one run of each family, on a shared machine whose speed varies. *Plain "
         "PyTorch* is the fastest of the ways in public operations, *copied* the published code; *floor* is the least "
         "work at the measured peak; the bars are the project's own. "
         f"{met} of {len(barred)} bars are met; a selection, met or not, is below. All rows, with accuracy and memory, "

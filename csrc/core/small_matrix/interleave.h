@@ -72,7 +72,7 @@ void interleave(const TensorView& matrices, const LaneGroup<T>& group, Vec<T>* t
   }
 }
 
-// The matrices of all lanes, each packed. They are an odd number of cache lines apart.
+// The matrices of all lanes, each packed. They are an odd number of vectors apart.
 template <class T>
 struct LaneItems {
   const T* data;
@@ -80,9 +80,8 @@ struct LaneItems {
   const T* operator[](index_t lane) const { return data + lane * apart; }
 };
 
-// Entry (r, c) of every lane's matrix is from[r * row_step + c * column_step]. To be copied to where they belong:
-// there, matrices of a power of two of bytes fall into the same sets of a cache, and to write a row of each in turn
-// would fetch every line from the next one.
+// Entry (r, c) of every lane's matrix is from[r * row_step + c * column_step]. Each is to be copied as a whole to where
+// it belongs: rows shorter than a vector would be written there entry by entry.
 template <class T>
 LaneItems<T> separate(const Vec<T>* from, index_t row_step, index_t column_step, index_t rows, index_t columns,
                       Workspace& workspace) {
