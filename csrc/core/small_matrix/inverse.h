@@ -54,10 +54,11 @@ void mirror(const Panels<T>& matrix, index_t size, Team team) {
 
 }  // namespace detail
 
-// (L L^T)^{-1}, full and symmetric, into panels of depth factor.lower.depth. With Y = L^{-1} it is Y^T Y, and Y is what
-// solve_lower makes of the identity; `work` holds Y. Both are lower triangular, which saves two thirds of the products.
+// The upper triangle of (L L^T)^{-1}, and what shares its tiles, into panels of depth factor.lower.depth. With Y =
+// L^{-1} it is Y^T Y, and Y is what solve_lower makes of the identity; `work` holds Y. Both are lower triangular, which
+// saves two thirds of the products.
 template <class T>
-void inverse(const Factor<T>& factor, const Panels<T>& work, const Panels<T>& result, Team team = Team()) {
+void inverse_upper(const Factor<T>& factor, const Panels<T>& work, const Panels<T>& result, Team team = Team()) {
   const index_t size = factor.size;
   const index_t depth = work.depth;
   index_t turn = 0;
@@ -87,7 +88,13 @@ void inverse(const Factor<T>& factor, const Panels<T>& work, const Panels<T>& re
     }
   }
   team.barrier();
-  detail::mirror(result, size, team);
+}
+
+// As above, full and symmetric.
+template <class T>
+void inverse(const Factor<T>& factor, const Panels<T>& work, const Panels<T>& result, Team team = Team()) {
+  inverse_upper(factor, work, result, team);
+  detail::mirror(result, factor.size, team);
   team.barrier();
 }
 

@@ -62,7 +62,7 @@ class FeaturePairs {
     }
   }
 
-  // to[p][.] = pairs `pair` + p of one panel of samples, from their features [a][samples].
+  // to[p][.] = pairs `pair` + p of one panel of samples times their multiplicity, from their features [a][samples].
   void pack_pairs(const T* features, index_t pair, index_t pairs, T* to) const {
     constexpr index_t width = kPanelWidth<T>;
     index_t shift = pair / padded_, a = pair % padded_;
@@ -72,7 +72,7 @@ class FeaturePairs {
       const index_t b = a + shift < features_ ? a + shift : a + shift - features_;
       const index_t count = std::min(pairs, present ? features_ - std::max(a, b) : padded_ - a);
       if (present) {
-        multiply_rows_of(features + a * width, features + b * width, count, to);
+        multiply_rows_of(features + a * width, features + b * width, multiplicity(shift), count, to);
       } else {
         std::fill_n(to, count * width, T(0));
       }
@@ -82,8 +82,10 @@ class FeaturePairs {
   }
 
  private:
-  static void multiply_rows_of(const T* first, const T* second, index_t count, T* to) {
-    for (index_t k = 0; k < count * kPanelWidth<T>; k += kLanes<T>) store(to + k, load(first + k) * load(second + k));
+  static void multiply_rows_of(const T* first, const T* second, T scale, index_t count, T* to) {
+    for (index_t k = 0; k < count * kPanelWidth<T>; k += kLanes<T>) {
+      store(to + k, load(first + k) * load(second + k) * scale);
+    }
   }
 
   index_t features_, padded_, shifts_;

@@ -54,6 +54,11 @@ class GramFactor {
     inverse(factor_, work_, factor_.lower, team);
     return factor_.lower;
   }
+  // The same without entries below the diagonal.
+  const Panels<T>& invert_upper(Team team = Team()) const {
+    inverse_upper(factor_, work_, factor_.lower, team);
+    return factor_.lower;
+  }
 
  private:
   // Sum of B_jj / p_j in units of float32's rounding.

@@ -1,15 +1,16 @@
 #include <vector>
 
 #include "core/product.h"
-#include "ops/coding_rate/feature_pairs.h"
+#include "ops/coding_rate/pair_triangle.h"
 #include "ops/coding_rate/soft_classes.h"
 
 namespace subspan {
 namespace {
 
-constexpr index_t kChunkBytes = 8 << 20;  // of one form of the matrices of a chunk of classes
+constexpr index_t kChunkBytes = 10 << 20;  // of the matrices of a chunk of classes
 constexpr index_t kSampleBlock = 512;  // samples of a panel of pairs: with its left operand in the second-level cache
-constexpr index_t kPairBlock = 512;
+template <class T>
+constexpr index_t kPairBlock = 512 / kPanelWidth<T> * kPanelWidth<T>;
 
 // The samples of one member of the team: a contiguous range of whole vectors and row tiles.
 template <class T>
@@ -73,18 +74,19 @@ class PairSolver {
     const index_t panels = (samples_ + width - 1) / width;
     rows_ = workspace.take<T>(samples_ * pairs_.periodic());
     membership_ = {workspace.take<T>(samples_ * chunk_), samples_, width};
-    matrices_ = {workspace.take<T>(chunk_ * pairs_.count()), chunk_, width};
+    // One row more, so that a class's rows of all panels do not share a few sets of the caches.
+    matrices_ = {workspace.take<T>((chunk_ + 1) * pairs_.count()), chunk_ + 1, width};
     if (soft.gradient()) {
       sums_ = workspace.take<T>(samples_ * pairs_.periodic());
       features_ = {workspace.take<T>(pairs_.features() * panels * width), pairs_.features(), width};
-      transposed_ = {workspace.take<T>(chunk_ * pairs_.count()), pairs_.count(), width};
       share_ = workspace.take<T>(soft.classes);
       for (index_t j = 0; j < soft.classes; ++j) share_[j] = static_cast<T>(soft.row_factor(j));
     }
     for (int member = 0; member < threads; ++member) {
       factors_.emplace_back(pairs_.features(), soft.gradient(), workspace);
+      triangles_.emplace_back(pairs_, workspace);
       const index_t left = soft.gradient() ? chunk_ * round_up(kSampleBlock, width) : 0;
-      const index_t panel = std::max({kSampleBlock * width, kPairBlock * width, pairs_.features()});
+      const index_t panel = std::max({kSampleBlock * width, kPairBlock<T> * width, pairs_.features()});
       scratch_.push_back({workspace.take<T>(panel), workspace.take<T>(left)});
     }
   }
@@ -100,8 +102,6 @@ class PairSolver {
       solve_classes(first, count, team);
       team.barrier();
       if (!soft_.gradient()) continue;
-      transpose_matrices(team);
-      team.barrier();
       write_energies(first, count, team);
       add_gradients(first, count, team);
       team.barrier();
@@ -170,16 +170,10 @@ class PairSolver {
   // Row c of matrices_ is the Gram matrix of a class on entry, the inverse M on return.
   void solve_classes(index_t first, index_t count, Team team) {
     const GramFactor<T>& factor = factors_[size(team.rank())];
-    for (index_t c = team.rank(); c < matrices_.depth; c += team.size()) {
-      if (c >= count) {
-        if (soft_.gradient()) clear(c);
-        continue;
-      }
+    const PairTriangle<T>& triangle = triangles_[size(team.rank())];
+    for (index_t c = team.rank(); c < count; c += team.size()) {
       const index_t j = first + c;
-      const T alpha = static_cast<T>(soft_.alpha(j));
-      for_each_run(c, factor.matrix(), [alpha](const T* pairs, T* entries, index_t step, index_t count) {
-        for (index_t k = 0; k < count; ++k) entries[k * step] = alpha * pairs[k];
-      });
+      triangle.unpack(matrices_, c, static_cast<T>(soft_.alpha(j)), factor.matrix());
       GramRate rate;
       if (!factor.factor(rate)) {
         promoted_[size(j)] = 1;
@@ -187,34 +181,7 @@ class PairSolver {
         continue;
       }
       soft_.log_det[j] = rate.log_det;
-      if (!soft_.gradient()) continue;
-      clear(c);  // the padding too
-      for_each_run(c, factor.invert(), [](T* pairs, const T* entries, index_t step, index_t count) {
-        for (index_t k = 0; k < count; ++k) pairs[k] = entries[k * step];
-      });
-    }
-  }
-
-  // body(pairs, entries, step, count) for runs of neighbouring pairs of row c and of the factor's entries they stand
-  // for, which lie on diagonals of its upper triangle.
-  template <class Body>
-  void for_each_run(index_t c, const Panels<T>& matrix, Body&& body) const {
-    const index_t features = pairs_.features();
-    const auto diagonal = [&](index_t pair, index_t high, index_t count) {
-      constexpr index_t width = kPanelWidth<T>;
-      index_t from = pair / width, skipped = pair % width, to = high / matrix.width, column = high % matrix.width;
-      for (index_t low = 0; low < count;) {
-        const index_t length = std::min({count - low, width - skipped, matrix.width - column});
-        body(matrices_.panel(from) + c * width + skipped, matrix.panel(to) + low * matrix.width + column,
-             matrix.width + 1, length);
-        low += length, skipped += length, column += length;
-        if (skipped == width) skipped = 0, ++from;
-        if (column == matrix.width) column = 0, ++to;
-      }
-    };
-    for (index_t shift = 0; shift < pairs_.shifts(); ++shift) {
-      diagonal(pairs_.index(shift, 0), shift, features - shift);
-      diagonal(pairs_.index(shift, features - shift), features - shift, shift);
+      if (soft_.gradient()) triangle.pack(factor.invert_upper(), matrices_, c);
     }
   }
 
@@ -224,37 +191,29 @@ class PairSolver {
     }
   }
 
-  // Pairs as rows, each times its multiplicity in z M z.
-  void transpose_matrices(Team team) const {
-    constexpr index_t lanes = kLanes<T>;
-    for (index_t p = team.rank() * lanes; p < pairs_.count(); p += team.size() * lanes) {
-      const T multiplicity = pairs_.multiplicity(p / pairs_.index(1, 0));
-      for (index_t c = 0; c < chunk_; c += lanes) {
-        Vec<T> square[lanes];
-#pragma GCC unroll 16
-        for (index_t i = 0; i < lanes; ++i) square[i] = load(matrices_.at(c + i, p));
-        transpose_square<T>(square);
-#pragma GCC unroll 16
-        for (index_t i = 0; i < lanes; ++i) store(transposed_.at(p + i, c), square[i] * multiplicity);
-      }
-    }
-  }
-
-  // Energies z_i M_c z_i: a product over pairs.
+  // Energies z_i M_c z_i: a product over pairs. A tile's sums stay in registers while its rows of matrices_ are read
+  // panel after panel.
   void write_energies(index_t first, index_t count, Team team) const {
     const SampleRange<T> own(samples_, team);
     const index_t width = features_.width;
     T* panel = scratch_[size(team.rank())].panel;
-    for (index_t p = 0; p < pairs_.count(); p += kPairBlock) {
-      const index_t block = std::min(kPairBlock, pairs_.count() - p);
-      const Panels<T> left{transposed_.data + p * transposed_.width, transposed_.depth, transposed_.width};
+    for (index_t p = 0; p < pairs_.count(); p += kPairBlock<T>) {
+      const index_t block = std::min(kPairBlock<T>, pairs_.count() - p);
       // Panels of samples are shared between members; each takes its vectors of them.
       for (index_t i = own.begin / width * width; i < own.end; i += width) {
         const index_t begin = std::max(i, own.begin), end = std::min(i + width, own.end);
         pairs_.pack_pairs(features_.panel(i / width), p, block, panel);
-        const Panels<T> right{panel + (begin - i), block, width};
         const StoreRows<T> finish{soft_.d_membership + first * samples_ + begin, samples_, count, end - begin, p > 0};
-        multiply(left, count, right, end - begin, block, Part::kAll, Team(), finish);
+        with_vectors<T>((end - begin + kLanes<T> - 1) / kLanes<T>, [&](auto vectors) {
+          for (index_t c = 0; c < count; c += kTileRows) {
+            Vec<T> sums[kTileRows][vectors.value] = {};
+            for (index_t k = 0; k < block; k += kPanelWidth<T>) {
+              add_strided_tile<vectors.value>(matrices_.at(c, p + k), kPanelWidth<T>, 1, panel + k * width + begin - i,
+                                              width, kPanelWidth<T>, sums);
+            }
+            finish(c, 0, sums);
+          }
+        });
       }
     }
   }
@@ -287,12 +246,12 @@ class PairSolver {
   FeaturePairs<T> pairs_;
   index_t samples_, chunk_;
   std::vector<char> promoted_;
-  std::vector<GramFactor<T>> factors_;  // one per member
+  std::vector<GramFactor<T>> factors_;      // one per member
+  std::vector<PairTriangle<T>> triangles_;  // the same
   std::vector<Scratch> scratch_;
   T* rows_;               // periodic
   Panels<T> membership_;  // [samples][classes of the chunk]
   Panels<T> matrices_;    // [classes of the chunk][pairs]
-  Panels<T> transposed_;  // [pairs][classes of the chunk]
   Panels<T> features_;    // [features][samples]
   T* sums_ = nullptr;     // periodic gradients
   T* share_ = nullptr;    // 2 a_j alpha_j
