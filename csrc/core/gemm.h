@@ -42,11 +42,14 @@ struct Panels {
   T* at(index_t row, index_t column) const { return this->column(column) + row * width; }
 };
 
-// A narrow matrix gets narrow panels, so that its rows stay close together.
+// A narrow matrix gets narrow panels, so that its rows stay close together. So does one that fills panels of two
+// vectors but would leave a single vector after those of three: tiles of one spend more on loads than on arithmetic.
 template <class T>
 index_t panel_width(index_t columns) {
-  constexpr index_t unit = std::max<index_t>(kLanes<T>, kTileRows);
-  return std::clamp<index_t>(round_up(columns, unit), unit, kPanelWidth<T>);
+  constexpr index_t unit = std::max<index_t>(kLanes<T>, kTileRows), most = 16;
+  const index_t units = (columns + unit - 1) / unit;
+  if (kPanelWidth<T> == 3 * unit && units > 3 && units <= most && units % 3 == 1 && units % 2 == 0) return 2 * unit;
+  return std::clamp<index_t>(units * unit, unit, kPanelWidth<T>);
 }
 template <class T>
 index_t panel_count(index_t columns) {
