@@ -6,6 +6,7 @@
 #include <immintrin.h>
 #endif
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -120,33 +121,112 @@ inline Vec<double> inverse_square_root(Vec<double> v) {
 }
 
 namespace detail {
-template <class T, int... I>
+// Entries of 16 bytes: the block within which a shuffle is cheapest. Whole blocks are exchanged at the next lower cost,
+// as long as a result takes its first half from one vector and its second from another.
+template <class T>
+constexpr int kBlock = 16 / sizeof(T);
+
+// Within blocks of Size entries, those of the first, or second, half of a's by turns with b's.
+template <int Size, class T, int... I>
 inline Vec<T> zip_low(Vec<T> a, Vec<T> b, std::integer_sequence<int, I...>) {
-  return __builtin_shufflevector(a, b, (I / 2 + (I % 2) * kLanes<T>)...);
+  return __builtin_shufflevector(a, b, (I / Size * Size + I % Size / 2 + I % 2 * kLanes<T>)...);
 }
-template <class T, int... I>
+template <int Size, class T, int... I>
 inline Vec<T> zip_high(Vec<T> a, Vec<T> b, std::integer_sequence<int, I...>) {
-  return __builtin_shufflevector(a, b, (I / 2 + kLanes<T> / 2 + (I % 2) * kLanes<T>)...);
+  return __builtin_shufflevector(a, b, (I / Size * Size + Size / 2 + I % Size / 2 + I % 2 * kLanes<T>)...);
+}
+// Lane i of the blocks with even numbers, counted through a's and then b's, of each `Side` lanes by themselves; with
+// `odd` = 1 of the others.
+template <int Side, class T>
+constexpr int every_other_block(int i, int odd) {
+  constexpr int block = kBlock<T>;
+  const int number = 2 * (i % Side / block) + odd, blocks = Side / block;
+  return i / Side * Side + number % blocks * block + i % block + number / blocks * kLanes<T>;
+}
+template <int Side, class T, int... I>
+inline Vec<T> even_blocks(Vec<T> a, Vec<T> b, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(a, b, every_other_block<Side, T>(I, 0)...);
+}
+template <int Side, class T, int... I>
+inline Vec<T> odd_blocks(Vec<T> a, Vec<T> b, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(a, b, every_other_block<Side, T>(I, 1)...);
+}
+
+// Squares of Side x Side entries, side by side: first those of a block's size that they consist of, then the places of
+// these. Zipping row i with row i + n/2 is one step of a perfect shuffle of n x n entries; log2(n) such steps exchange
+// the row bits of every index with its column bits, and so do as many of their inverse.
+template <int Side, class T>
+[[gnu::always_inline]] inline void transpose_squares(Vec<T> (&rows)[Side]) {
+  constexpr int block = std::min(kBlock<T>, Side), blocks = Side / block;
+  using Lanes = std::make_integer_sequence<int, kLanes<T>>;
+  Vec<T> next[Side];
+#pragma GCC unroll 2
+  for (int step = 1; step < block; step *= 2) {
+#pragma GCC unroll 8
+    for (int i = 0; i < Side / 2; ++i) {
+      const int group = i / (block / 2) * block, row = i % (block / 2);
+      const Vec<T>&a = rows[group + row], &b = rows[group + row + block / 2];
+      next[group + 2 * row] = zip_low<block, T>(a, b, Lanes{});
+      next[group + 2 * row + 1] = zip_high<block, T>(a, b, Lanes{});
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < Side; ++i) rows[i] = next[i];
+  }
+  if constexpr (blocks > 1) {
+#pragma GCC unroll 2
+    for (int step = 1; step < blocks; step *= 2) {
+#pragma GCC unroll 8
+      for (int i = 0; i < Side / 2; ++i) {
+        const int group = i / block, row = i % block;
+        const Vec<T>&a = rows[2 * group * block + row], &b = rows[(2 * group + 1) * block + row];
+        next[group * block + row] = even_blocks<Side, T>(a, b, Lanes{});
+        next[(group + blocks / 2) * block + row] = odd_blocks<Side, T>(a, b, Lanes{});
+      }
+#pragma GCC unroll 16
+      for (int i = 0; i < Side; ++i) rows[i] = next[i];
+    }
+  }
 }
 }  // namespace detail
 
-// Transposes a square of kLanes x kLanes entries in registers. Zipping row i with row i + kLanes/2 is one step of a
-// perfect shuffle of all entries; log2(kLanes) such steps exchange the row bits of every index with its column bits.
+// Transposes a square of kLanes x kLanes entries in registers.
 template <class T>
-inline void transpose_square(Vec<T> (&rows)[kLanes<T>]) {
-  constexpr int lanes = kLanes<T>;
+[[gnu::always_inline]] inline void transpose_square(Vec<T> (&rows)[kLanes<T>]) {
+  detail::transpose_squares<kLanes<T>, T>(rows);
+}
+// Two squares of half the size side by side.
+template <class T>
+[[gnu::always_inline]] inline void transpose_half_squares(Vec<T> (&rows)[kLanes<T> / 2]) {
+  detail::transpose_squares<kLanes<T> / 2, T>(rows);
+}
+
+// Sums over the lanes of as many vectors as there are lanes, in their order: half the shuffles of a transposition,
+// since adding what it would keep apart keeps the partial sums of both.
+template <class T>
+[[gnu::always_inline]] inline Vec<T> lane_sums(const Vec<T>* sums) {
+  constexpr int lanes = kLanes<T>, block = detail::kBlock<T>;
   using Lanes = std::make_integer_sequence<int, lanes>;
-#pragma GCC unroll 4
-  for (int step = 1; step < lanes; step *= 2) {
-    Vec<T> next[lanes];
+  Vec<T> v[lanes];
 #pragma GCC unroll 16
-    for (int i = 0; i < lanes / 2; ++i) {
-      next[2 * i] = detail::zip_low<T>(rows[i], rows[i + lanes / 2], Lanes{});
-      next[2 * i + 1] = detail::zip_high<T>(rows[i], rows[i + lanes / 2], Lanes{});
+  for (int i = 0; i < lanes; ++i) v[i] = sums[i];
+#pragma GCC unroll 2
+  for (int groups = lanes / block; groups > 1; groups /= 2) {
+#pragma GCC unroll 8
+    for (int i = 0; i < groups / 2 * block; ++i) {
+      const int group = i / block, row = i % block;
+      const Vec<T>&a = v[2 * group * block + row], &b = v[(2 * group + 1) * block + row];
+      v[i] = detail::even_blocks<lanes, T>(a, b, Lanes{}) + detail::odd_blocks<lanes, T>(a, b, Lanes{});
     }
-#pragma GCC unroll 16
-    for (int i = 0; i < lanes; ++i) rows[i] = next[i];
   }
+#pragma GCC unroll 2
+  for (int half = block / 2; half > 0; half /= 2) {
+#pragma GCC unroll 2
+    for (int i = 0; i < half; ++i) {
+      v[i] = detail::zip_low<block, T>(v[i], v[i + half], Lanes{}) +
+             detail::zip_high<block, T>(v[i], v[i + half], Lanes{});
+    }
+  }
+  return v[0];
 }
 
 namespace detail {
@@ -155,16 +235,6 @@ struct HalfVectorOf {
   typedef T type __attribute__((vector_size(kVectorBytes / 2)));
   typedef T anywhere __attribute__((vector_size(kVectorBytes / 2), aligned(sizeof(T)), may_alias));
 };
-template <class T, int... I>
-inline Vec<T> zip_halves_low(Vec<T> a, Vec<T> b, std::integer_sequence<int, I...>) {
-  constexpr int half = kLanes<T> / 2;
-  return __builtin_shufflevector(a, b, (I / half * half + I % half / 2 + (I % 2) * kLanes<T>)...);
-}
-template <class T, int... I>
-inline Vec<T> zip_halves_high(Vec<T> a, Vec<T> b, std::integer_sequence<int, I...>) {
-  constexpr int half = kLanes<T> / 2;
-  return __builtin_shufflevector(a, b, (I / half * half + half / 2 + I % half / 2 + (I % 2) * kLanes<T>)...);
-}
 template <class T, int... I>
 inline Vec<T> join(typename HalfVectorOf<T>::type a, typename HalfVectorOf<T>::type b,
                    std::integer_sequence<int, I...>) {
@@ -204,24 +274,6 @@ inline void store_entries(T* to, Vec<T> v, index_t count) {
   } else {
     store(lanes, v);
     for (index_t i = 0; i < count; ++i) to[i] = lanes[i];
-  }
-}
-
-// As transpose_square, of two squares of half the size side by side.
-template <class T>
-[[gnu::always_inline]] inline void transpose_half_squares(Vec<T> (&rows)[kLanes<T> / 2]) {
-  constexpr int half = kLanes<T> / 2;
-  using Lanes = std::make_integer_sequence<int, kLanes<T>>;
-#pragma GCC unroll 4
-  for (int step = 1; step < half; step *= 2) {
-    Vec<T> next[half];
-#pragma GCC unroll 8
-    for (int i = 0; i < half / 2; ++i) {
-      next[2 * i] = detail::zip_halves_low<T>(rows[i], rows[i + half / 2], Lanes{});
-      next[2 * i + 1] = detail::zip_halves_high<T>(rows[i], rows[i + half / 2], Lanes{});
-    }
-#pragma GCC unroll 8
-    for (int i = 0; i < half; ++i) rows[i] = next[i];
   }
 }
 

@@ -54,24 +54,6 @@ struct Skinny {
 
 namespace detail {
 
-// Sums over the lanes of as many vectors as there are lanes, in their order. Zipping two vectors and adding the halves
-// keeps the partial sums of both: half the shuffles of a transposition.
-template <class T>
-[[gnu::always_inline]] inline Vec<T> lane_sums(const Vec<T>* sums) {
-  constexpr int lanes = kLanes<T>;
-  using Lanes = std::make_integer_sequence<int, lanes>;
-  Vec<T> v[lanes];
-#pragma GCC unroll 16
-  for (int i = 0; i < lanes; ++i) v[i] = sums[i];
-#pragma GCC unroll 4
-  for (int half = lanes / 2; half > 0; half /= 2) {
-#pragma GCC unroll 8
-    for (int i = 0; i < half; ++i)
-      v[i] = zip_low<T>(v[i], v[i + half], Lanes{}) + zip_high<T>(v[i], v[i + half], Lanes{});
-  }
-  return v[0];
-}
-
 template <class T>
 constexpr int kRowsAtOnce = std::min(4, kLanes<T>);  // of x at once
 constexpr int kWidthAtOnce = 4;                      // rows of factors at once, at most
