@@ -67,10 +67,9 @@ struct Factors {
   index_t terms, p, q, l, k;
   const T* S;  // columns are neighbours
   index_t term_step, row_step;
-  const T* by_row;        // A as (p, q, terms)
-  const T* by_column;     // A as (q, p, terms)
-  const T* by_term;       // A as (p, terms, q)
-  const T* by_term_back;  // A as (q, terms, p)
+  const T* by_row;     // A as (p, q, terms)
+  const T* by_column;  // A as (q, p, terms)
+  const T* by_term;    // A as (p, terms, q)
 
   index_t rows() const { return p * l; }
   index_t columns() const { return q * k; }
@@ -79,7 +78,7 @@ struct Factors {
   // Of one batch item. A is small and copied in the orders in which it is read.
   Factors(const TensorView& A_view, const TensorView& S_view, index_t item, Workspace& workspace)
       : terms(A_view.size(-3)), p(A_view.size(-2)), q(A_view.size(-1)), l(S_view.size(-2)), k(S_view.size(-1)) {
-    T* orders[4];
+    T* orders[3];
     for (T*& order : orders) order = workspace.take<T>(coefficients());
     const T* A = static_cast<const T*>(batch_item(A_view, 3, item));
     for (index_t i = 0; i < terms; ++i) {
@@ -89,11 +88,10 @@ struct Factors {
           orders[0][(r * q + c) * terms + i] = value;
           orders[1][(c * p + r) * terms + i] = value;
           orders[2][(r * terms + i) * q + c] = value;
-          orders[3][(c * terms + i) * p + r] = value;
         }
       }
     }
-    by_row = orders[0], by_column = orders[1], by_term = orders[2], by_term_back = orders[3];
+    by_row = orders[0], by_column = orders[1], by_term = orders[2];
     const Matrices<T> matrices(S_view, item, workspace);
     S = matrices.data, term_step = matrices.term_step, row_step = matrices.row_step;
   }
@@ -167,19 +165,15 @@ struct SubMatrices {
 };
 
 namespace detail {
-// The sums over the lanes, kLanes accumulators by one transposition; totals has room for whole vectors.
+// The sums over the lanes of `Count` vectors; totals has room for whole vectors.
 template <int Count, class T>
 inline void sum_lanes_of(const Vec<T>* sums, T* totals) {
   constexpr int lanes = kLanes<T>;
   for (int first = 0; first < Count; first += lanes) {
-    Vec<T> square[lanes];
+    Vec<T> whole[lanes];
 #pragma GCC unroll 16
-    for (int i = 0; i < lanes; ++i) square[i] = first + i < Count ? sums[first + i] : Vec<T>{};
-    transpose_square<T>(square);
-    Vec<T> total = square[0];
-#pragma GCC unroll 16
-    for (int i = 1; i < lanes; ++i) total += square[i];
-    store(totals + first, total);
+    for (int i = 0; i < lanes; ++i) whole[i] = first + i < Count ? sums[first + i] : Vec<T>{};
+    store(totals + first, lane_sums<T>(whole));
   }
 }
 

@@ -5,9 +5,8 @@
 // Lanes of the micro-kernel are pairs (row of x, p). S is its left operand, read where it lies, each entry once for all
 // lanes of a panel.
 #pragma once
-#include "core/pack.h"
 #include "ops/phm/block_product.h"
-#include "ops/phm/factors.h"
+#include "ops/phm/mixed_lanes.h"
 #include "ops/phm/row_shares.h"
 
 namespace subspan {
@@ -29,26 +28,28 @@ class MixedProduct {
     const index_t strips = round_up(std::max<index_t>(1, (inner() + kStripRows - 1) / kStripRows), shares.members());
     const index_t strip = round_up((inner() + strips - 1) / strips, kTileRows);
     const index_t mixed = round_up(block * groups(), kPanelWidth<T>) * w_.terms * depth();
+    // Mixing takes each member less time than fetching what another has mixed, if there is enough to multiply with it.
+    const bool copies = shares.apart() || kInnerToMix * mixture().parts * shares.members() <= inner();
     Workspace shared;
-    T* packed = shares.apart() ? nullptr : shared.take<T>(mixed);
+    T* packed = copies ? nullptr : shared.take<T>(mixed);
     parallel_team(threads, [&](Team all) {
       Workspace own;
-      T* operand = shares.apart() ? own.take<T>(mixed) : packed;
-      T* scratch = own.take<T>(kUnit * w_.terms * kChunk + mixed_parts() * kChunk);
+      T* operand = copies ? own.take<T>(mixed) : packed;
+      MixedLanes<T> lanes(x, mixture(), own);
       T* sums = own.take<T>(round_up(strip, kLanes<T>) * round_up(block * groups(), kPanelWidth<T>));
       T* last = own.take<T>(kTileRows * kDepth);
       std::fill_n(last, kTileRows * kDepth, T(0));
       shares.each(all, [&](index_t begin, index_t end, Team team) {
         for (index_t first = begin; first < end; first += block) {
           const Batch batch{operand, first, std::min(block, end - first) * groups()};
-          pack(x, batch, scratch, team);
-          team.barrier();
+          pack(lanes, batch, copies ? Team() : team);
+          if (!copies) team.barrier();
           for (index_t s = team.rank(); s * strip < inner(); s += team.size()) {
             const index_t a = s * strip, count = std::min(strip, inner() - a);
             multiply_strip(batch, a, count, last, sums);
             finish(batch, a, count, sums, bias, y);
           }
-          team.barrier();
+          if (!copies) team.barrier();
         }
       });
     });
@@ -56,16 +57,21 @@ class MixedProduct {
 
  private:
   static constexpr index_t kDepth = 256;     // of a block
-  static constexpr index_t kChunk = 64;      // of a block, that is mixed at once
+  static constexpr index_t kInnerToMix = 4;  // rows of every S_i to be multiplied, for every part and member
   static constexpr index_t kStripRows = 64;  // about as many rows of every S_i, or of its transpose, at once
   static constexpr index_t kLanesAtOnce = 480;
   static constexpr index_t kOwnLanes = 32;                                   // for which a member takes rows of its own
-  static constexpr index_t kUnit = std::max<index_t>(kLanes<T>, kTileRows);  // lanes that are packed at once
+  static constexpr index_t kUnit = std::max<index_t>(kLanes<T>, kTileRows);  // of lanes: the narrowest panel
 
   index_t groups() const { return transposed_ ? w_.q : w_.p; }
-  index_t mixed_parts() const { return transposed_ ? w_.p : w_.q; }
   index_t inner() const { return transposed_ ? w_.k : w_.l; }
   index_t depth() const { return transposed_ ? w_.l : w_.k; }
+
+  Mixture<T> mixture() const {
+    const index_t row = w_.q * w_.terms;  // of A as (p, q, terms)
+    return transposed_ ? Mixture<T>{w_.by_row, w_.terms, row, w_.q, w_.p, w_.terms, w_.l}
+                       : Mixture<T>{w_.by_row, row, w_.terms, w_.p, w_.q, w_.terms, w_.k};
+  }
 
   // Pairs of a row of x, from `first` on, and a group, as lanes: panels for every term and block of the depth.
   struct Batch {
@@ -82,39 +88,16 @@ class MixedProduct {
     Panels<T> block(index_t position, index_t part) const { return {packed + position * padded(), part, width()}; }
   };
 
-  void pack(const Rows<T>& x, const Batch& batch, T* scratch, Team team) const {
-    T* converted = scratch + kUnit * w_.terms * kChunk;
+  void pack(MixedLanes<T>& mixed, const Batch& batch, Team team) const {
     index_t turn = 0;
     for (index_t d = 0; d < depth(); d += kDepth) {
       const index_t part = std::min(kDepth, depth() - d);
-      for (index_t lane = 0; lane < batch.lanes; lane += kUnit, ++turn) {
+      for (index_t lane = 0; lane < batch.lanes; lane += kLanes<T>, ++turn) {
         if (turn % team.size() != team.rank()) continue;
-        const index_t present = std::min(kUnit, batch.lanes - lane);
-        for (index_t k = 0; k < part; k += kChunk) {
-          const index_t count = std::min(kChunk, part - k);
-          for (index_t j = 0; j < present; ++j) mix(x, batch, lane + j, d + k, count, converted, scratch + j * kChunk);
-          for (index_t i = 0; i < w_.terms; ++i) {
-            const Panels<T> block = batch.block(i * depth() + d, part);
-            const Rows<T> mixed(scratch + i * kUnit * kChunk, sizeof(T) == 4 ? DType::f32 : DType::f64, kChunk, 1);
-            pack_rows(mixed, 0, present, 0, count, {block.column(lane) + k * block.width, count, block.width});
-          }
-        }
+        mixed.pack(batch.first, lane, batch.lanes - lane, d, part, batch.width(),
+                   [&](index_t i) { return batch.block(i * depth() + d, part).column(lane); });
       }
     }
-  }
-
-  // Entries k ... of one lane, for every term.
-  void mix(const Rows<T>& x, const Batch& batch, index_t lane, index_t k, index_t count, T* converted, T* to) const {
-    const index_t row = batch.first + lane / groups(), group = lane % groups(), parts = mixed_parts();
-    const T* coefficients = (transposed_ ? w_.by_term_back : w_.by_term) + group * w_.terms * parts;
-    const T* from = converted;
-    index_t step = kChunk;
-    if (x.in_place()) {
-      from = x.read(row, k, count, nullptr), step = depth();
-    } else {
-      for (index_t c = 0; c < parts; ++c) x.read(row, c * depth() + k, count, converted + c * kChunk);
-    }
-    mix_rows(from, step, parts, coefficients, w_.terms, count, to, kUnit * kChunk);
   }
 
   void multiply_strip(const Batch& batch, index_t a, index_t count, T* last, T* sums) const {
