@@ -28,8 +28,7 @@ class MixedProduct {
     const index_t strips = round_up(std::max<index_t>(1, (inner() + kStripRows - 1) / kStripRows), shares.members());
     const index_t strip = round_up((inner() + strips - 1) / strips, kTileRows);
     const index_t mixed = round_up(block * groups(), kPanelWidth<T>) * w_.terms * depth();
-    // Mixing takes each member less time than fetching what another has mixed, if there is enough to multiply with it.
-    const bool copies = shares.apart() || kInnerToMix * mixture().parts * shares.members() <= inner();
+    const bool copies = shares.apart() || mixes_alone(mixture().parts, shares.members(), inner());
     Workspace shared;
     T* packed = copies ? nullptr : shared.take<T>(mixed);
     parallel_team(threads, [&](Team all) {
@@ -57,7 +56,6 @@ class MixedProduct {
 
  private:
   static constexpr index_t kDepth = 256;     // of a block
-  static constexpr index_t kInnerToMix = 4;  // rows of every S_i to be multiplied, for every part and member
   static constexpr index_t kStripRows = 64;  // about as many rows of every S_i, or of its transpose, at once
   static constexpr index_t kLanesAtOnce = 480;
   static constexpr index_t kOwnLanes = 32;                                   // for which a member takes rows of its own

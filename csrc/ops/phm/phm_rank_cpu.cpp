@@ -15,6 +15,11 @@ constexpr index_t kBatchRows = 256;  // rows of x for which a block is composed 
 // only read take longer to come from memory twice than packed rows from another core.
 constexpr index_t kOwnRows = 64;
 
+// What is mixed is read from as many places as there are terms, and goes to as many as there are r: their distances
+// would be powers of two, and all of them in one set of a cache.
+template <class T>
+constexpr index_t kPadding = kLanes<T>;
+
 // One batch item. Lanes of the micro-kernel are rows of x, as in ComposedProduct.
 template <class T>
 struct Item {
@@ -36,15 +41,17 @@ struct Item {
     index_t first, count, width, padded, rank;
 
     Panels<T> block(index_t k, index_t depth, index_t r) const {
-      return {mixed + (k * rank + r * depth) * padded, depth, width};
+      return {mixed + k / kDepth * block_size() + r * apart(depth), depth, width};
     }
+    index_t apart(index_t depth) const { return depth * padded + kPadding<T>; }  // of neighbouring r
+    index_t block_size() const { return rank * apart(kDepth); }
   };
 
-  // Rows first ... first + count - 1 of every T_r, rows of neighbouring r `spacing` apart.
+  // Rows first ... first + count - 1 of every T_r, those of neighbouring r `apart`, and `spacing` rows of sums.
   struct Strip {
     T* data;
     T* sums;
-    index_t spacing, step, first, count;
+    index_t spacing, step, apart, first, count;
   };
 
   void compute(int threads) const {
@@ -58,16 +65,18 @@ struct Item {
     const index_t even = (inner() + strips - 1) / strips;
     const index_t strip = even < kLanes<T> ? even : round_up(even, kLanes<T>);  // whole squares
     Workspace shared;
-    T* common = shares.apart() ? nullptr : shared.take<T>(padded * depth() * rank);
+    const index_t batch_size = (depth() + kDepth - 1) / kDepth * rank * (kDepth * padded + kPadding<T>);
+    T* common = shares.apart() ? nullptr : shared.take<T>(batch_size);
     parallel_team(threads, [&](Team all) {
       Workspace own;
-      T* mixed = shares.apart() ? own.take<T>(padded * depth() * rank) : common;
+      T* mixed = shares.apart() ? own.take<T>(batch_size) : common;
       Strip work;
       work.spacing = round_up(strip, kTileRows);
       work.step = transposed ? rank * work.spacing + kLanes<T> : std::min(kDepth, std::max<index_t>(depth(), 1));
-      work.data = own.take<T>(transposed ? kDepth * work.step : rank * work.spacing * work.step);
+      work.apart = transposed ? work.spacing : work.spacing * work.step + kPadding<T>;
+      work.data = own.take<T>(transposed ? kDepth * work.step : rank * work.apart);
       work.sums = own.take<T>((rank * work.spacing + kLanes<T>)*padded);
-      T* scratch = own.take<T>(q * kDepth * width);
+      T* scratch = own.take<T>(q * (kDepth * width + kPadding<T>));
       shares.each(all, [&](index_t begin, index_t end, Team team) {
         for (index_t first = begin; first < end; first += block) {
           const Batch batch{mixed, first, std::min(block, end - first), width, padded, rank};
@@ -88,27 +97,27 @@ struct Item {
     index_t turn = 0;
     for (index_t d = 0; d < depth(); d += kDepth) {
       const index_t part = std::min(kDepth, depth() - d), size = part * batch.width;
+      const index_t apart = size + kPadding<T>;
       for (index_t b = 0; b < batch.count; b += batch.width, ++turn) {
         if (turn % team.size() != team.rank()) continue;
         for (index_t c = 0; c < q; ++c) {
-          const Panels<T> panel{scratch + c * size, part, batch.width};
+          const Panels<T> panel{scratch + c * apart, part, batch.width};
           pack_rows(x, batch.first + b, std::min(batch.width, batch.count - b), c * depth() + d, part, panel);
         }
-        mix_rows(scratch, size, q, V, rank, size, batch.block(d, part, 0).column(b), part * batch.padded);
+        mix_rows(scratch, apart, q, V, rank, size, batch.block(d, part, 0).column(b), batch.apart(part));
       }
     }
   }
 
   void compose(const Strip& strip, index_t d, index_t part) const {
-    const index_t apart = transposed ? strip.spacing : strip.spacing * strip.step;  // of neighbouring r
     const index_t count = transposed ? part : strip.count, length = transposed ? strip.count : part;
     for (index_t row = 0; row < count; ++row) {
       const T* from = S + ((transposed ? d : strip.first) + row) * row_step + (transposed ? strip.first : d);
       T* to = strip.data + row * strip.step;
       if (U) {
-        mix_rows(from, term_step, terms, U, rank, length, to, apart);
+        mix_rows(from, term_step, terms, U, rank, length, to, strip.apart);
       } else {
-        for (index_t r = 0; r < rank; ++r) std::copy_n(from + r * term_step, length, to + r * apart);
+        for (index_t r = 0; r < rank; ++r) std::copy_n(from + r * term_step, length, to + r * strip.apart);
       }
     }
   }
@@ -120,8 +129,7 @@ struct Item {
       const index_t part = std::min(kDepth, depth() - d);
       if (!in_place) compose(strip, d, part);
       for (index_t r = 0; r < rank; ++r) {
-        const T* left = in_place ? S + r * term_step + strip.first * row_step + d
-                                 : strip.data + r * (transposed ? strip.spacing : strip.spacing * strip.step);
+        const T* left = in_place ? S + r * term_step + strip.first * row_step + d : strip.data + r * strip.apart;
         const index_t step = in_place ? row_step : strip.step;
         multiply_block(left, transposed ? 1 : step, transposed ? step : 1, strip.count, batch.block(d, part, r),
                        batch.count, part, d > 0, strip.sums + r * strip.spacing * batch.padded, batch.padded);

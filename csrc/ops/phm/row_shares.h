@@ -32,4 +32,9 @@ class RowShares {
   int threads_;
 };
 
+// Whether every member mixes all rows for itself, from `parts` components each, before `inner` rows of a matrix that
+// the team divides are multiplied with them: if there is enough to multiply, that takes less time than fetching what
+// others have mixed from their caches.
+inline bool mixes_alone(index_t parts, index_t members, index_t inner) { return 4 * parts * members <= inner; }
+
 }  // namespace subspan
