@@ -152,6 +152,21 @@ def test_one_hot_weights_are_labels(dtype: torch.dtype) -> None:
     torch.testing.assert_close(delta, subspan.rate_reduction(Z, labels, 0.2, num_classes=5, gamma=0.4))
 
 
+@pytest.mark.parametrize("features", [2, 3, 15, 16, 17, 31, 32, 33, 48, 49, 64, 65, 130])
+def test_many_soft_classes_are_those_of_each_alone(features: int) -> None:
+    """From 24 classes on their matrices are products with pairs of features; alone each is a weighted Gram matrix."""
+    Z = normal(7, features + 3, features).requires_grad_()
+    membership = uniform(8, 30, features + 3).softmax(0).requires_grad_()
+    upstream = normal(9, 30)
+    rates, _ = subspan.class_coding_rates(Z, membership, 0.2)
+    alone = torch.stack([subspan.coding_rate(Z, 0.2, weights=row) for row in membership])
+    torch.testing.assert_close(rates, alone, rtol=1e-12, atol=0)
+    gradients = torch.autograd.grad(rates @ upstream, (Z, membership))
+    expected = torch.autograd.grad(alone @ upstream, (Z, membership))
+    for got, want in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-11 * want.abs().max().item())
+
+
 def test_rate_reduction_is_not_negative() -> None:
     """Concavity of log det: dR >= 0, and 0 where all classes have the same second moments."""
     labels = torch.arange(24) % 4
