@@ -138,6 +138,22 @@ void multiply(const Panels<T>& left, index_t rows, const Panels<T>& right, index
   }
 }
 
+// As multiply, of all entries, for a left operand whose columns are the rows of an array, whole tiles of them.
+template <class T, class Finish>
+void multiply_rows_in_place(const T* left, index_t row_step, index_t rows, const Panels<T>& right, index_t columns,
+                            index_t depth, Finish&& finish) {
+  for (index_t column = 0; column < columns; column += right.width) {
+    with_vectors<T>((std::min(right.width, columns - column) + kLanes<T> - 1) / kLanes<T>, [&](auto vectors) {
+      for (index_t row = 0; row < rows; row += kTileRows) {
+        Vec<T> sums[kTileRows][vectors.value];
+        multiply_strided_tile<vectors.value>(left + row * row_step, row_step, 1, right.column(column), right.width,
+                                             depth, sums);
+        finish(row, column, sums);
+      }
+    });
+  }
+}
+
 // The finish that stores scale * (previous + sums) into panels; previous is left out at the first block of a long sum.
 template <class T>
 struct StorePanels {

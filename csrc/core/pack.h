@@ -30,6 +30,10 @@ class Rows {
 
   bool in_place() const { return dtype_ == (sizeof(T) == 4 ? DType::f32 : DType::f64) && column_step_ == 1 && !scale_; }
 
+  // Whether rows are read in place, each `row_step` entries after the one before.
+  bool evenly_in_place() const { return in_place() && !order_; }
+  index_t row_step() const { return row_step_; }
+
   // `count` neighbouring entries of one row: where they lie, or a converted copy in `scratch`.
   const T* read(index_t row, index_t column, index_t count, T* scratch) const {
     const index_t source = order_ ? order_[row] : row;

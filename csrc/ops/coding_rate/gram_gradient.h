@@ -88,7 +88,8 @@ void write_left_product(const Panels<T>& symmetric, const GradientRows<T>& of, c
   }
 }
 
-// Z M for a symmetric M (features x features), a strip of samples at a time.
+// Z M for a symmetric M (features x features), a strip of samples at a time. Whole tiles of them are read where they
+// lie.
 template <class Out, class T>
 void write_right_product(const Panels<T>& symmetric, const GradientRows<T>& of, const GradientTarget& target,
                          Team team) {
@@ -98,8 +99,13 @@ void write_right_product(const Panels<T>& symmetric, const GradientRows<T>& of, 
   for (index_t first = team.rank() * width; first < of.samples; first += team.size() * width) {
     const index_t rows = std::min(width, of.samples - first);
     const StoreGradient<T, Out> finish{target, of, first, rows, 0, of.features};
-    pack_rows(of.rows, first, rows, 0, of.features, strip);
-    multiply(strip, rows, symmetric, of.features, of.features, Part::kAll, Team(), finish);
+    if (of.rows.evenly_in_place() && rows % kTileRows == 0) {
+      multiply_rows_in_place(of.rows.read(first, 0, of.features, nullptr), of.rows.row_step(), rows, symmetric,
+                             of.features, of.features, finish);
+    } else {
+      pack_rows(of.rows, first, rows, 0, of.features, strip);
+      multiply(strip, rows, symmetric, of.features, of.features, Part::kAll, Team(), finish);
+    }
   }
 }
 
