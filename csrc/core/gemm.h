@@ -44,6 +44,7 @@ struct Panels {
 
 // A narrow matrix gets narrow panels, so that its rows stay close together. So does one that fills panels of two
 // vectors but would leave a single vector after those of three: tiles of one spend more on loads than on arithmetic.
+// Where there are more than `most`, that one is a small part.
 template <class T>
 index_t panel_width(index_t columns) {
   constexpr index_t unit = std::max<index_t>(kLanes<T>, kTileRows), most = 16;
